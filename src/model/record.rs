@@ -35,6 +35,9 @@ pub struct Record(Bytes);
 
 /// The parts of a record that an answer is made of.
 pub(crate) struct Decoded {
+    pub(crate) status: StatusCode,
+    pub(crate) version: Version,
+    pub(crate) omitted: bool,
     pub(crate) headers: HeaderMap,
     pub(crate) trailers: Option<HeaderMap>,
     pub(crate) body: Bytes,
@@ -68,15 +71,9 @@ impl Record {
     /// format version, or no answer that could be sent.
     pub fn from_bytes(bytes: Bytes) -> Result<Self, StoreError> {
         let record = Self(bytes);
-        let head = record.head();
-        let sound = match (&head, record.try_decode()) {
-            (Some(head), Some(decoded)) => !(head.omitted && !decoded.body.is_empty()),
-            _ => false,
-        };
-        if sound {
-            Ok(record)
-        } else {
-            Err(StoreErrorKind::Corrupt.into())
+        match record.try_decode() {
+            Some(_) => Ok(record),
+            None => Err(StoreErrorKind::Corrupt.into()),
         }
     }
 
@@ -137,7 +134,11 @@ impl Record {
     }
 
     pub(crate) fn decode(&self) -> Decoded {
+        // Every record was checked by `from_bytes`, or written by this version.
         self.try_decode().unwrap_or_else(|| Decoded {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            version: Version::default(),
+            omitted: true,
             headers: HeaderMap::new(),
             trailers: None,
             body: Bytes::new(),
@@ -166,10 +167,20 @@ impl Record {
             (false, false) => return None,
         };
         reader.skip_extensions()?;
-        Some(Decoded {
+        let body = reader.rest();
+        let Head {
+            status,
+            version,
+            omitted,
+            ..
+        } = head;
+        (!omitted || body.is_empty()).then_some(Decoded {
+            status,
+            version,
+            omitted,
             headers,
             trailers,
-            body: reader.rest(),
+            body,
         })
     }
 }

@@ -1,0 +1,98 @@
+//! An answer on its way into a record, and back.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use http::header::{HeaderName, HeaderValue};
+use http::{Response, response};
+
+use super::collect::Collected;
+use super::stream::Recorder;
+use crate::model::error::BoxError;
+use crate::model::record::RecordHead;
+use crate::policy::behaviour::Outcome;
+use crate::policy::config::Config;
+use crate::policy::verdict::Retention;
+use crate::store::Record;
+
+pub(crate) const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+pub(crate) const IDEMPOTENCY_STORED: HeaderName = HeaderName::from_static("idempotency-stored");
+pub(crate) const IDEMPOTENCY_BODY: HeaderName = HeaderName::from_static("idempotency-body");
+
+/// What an exchange answers with; the edge makes one body type of it.
+pub(crate) type Answer<R> = Response<AnswerBody<R>>;
+
+pub(crate) enum AnswerBody<R> {
+    /// The handler's own, untouched.
+    Original(R),
+    Whole(Collected),
+    /// As far as it came, and what it owes to the length that it promised.
+    Broken {
+        body: Collected,
+        missing: u64,
+        error: BoxError,
+    },
+    /// The handler's own, copied on its way; the beginning was read already.
+    Recording {
+        begun: Collected,
+        body: Pin<Box<R>>,
+        recorder: Recorder,
+    },
+}
+
+/// The recorded answer, for a retry.
+pub(super) fn replay<R>(record: &Record) -> Answer<R> {
+    let recorded = record.decode();
+    let body = Collected::new(recorded.body, recorded.trailers);
+    let mut answer = Response::new(AnswerBody::Whole(body));
+    *answer.status_mut() = recorded.status;
+    *answer.version_mut() = recorded.version;
+    *answer.headers_mut() = recorded.headers;
+    answer
+        .headers_mut()
+        .insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    if recorded.omitted {
+        answer
+            .headers_mut()
+            .insert(IDEMPOTENCY_BODY, HeaderValue::from_static("omitted"));
+    }
+    answer.extensions_mut().insert(Outcome::Replayed);
+    answer
+}
+
+pub(super) fn whole(
+    parts: &response::Parts,
+    body: &Collected,
+    config: &Config,
+) -> (Record, Duration) {
+    let record = RecordHead::new(parts, config.replay_cookies, body.len())
+        .with_body(body.frames(), body.trailers());
+    (record, retention(parts, config))
+}
+
+pub(super) fn omitted(
+    parts: &response::Parts,
+    body_len: u64,
+    config: &Config,
+) -> (Record, Duration) {
+    let head = RecordHead::new(parts, config.replay_cookies, 0);
+    (head.omitted(Some(body_len)), retention(parts, config))
+}
+
+pub(super) fn retention(parts: &response::Parts, config: &Config) -> Duration {
+    let chosen: Option<&Retention> = parts.extensions.get();
+    chosen.map_or(config.retention, |chosen| chosen.clamped())
+}
+
+/// Tells layers outside, and the client where its answer should be on record and is not.
+pub(super) fn mark(parts: &mut response::Parts, attempt: u64, recorded: bool, acknowledged: bool) {
+    if !acknowledged {
+        parts
+            .headers
+            .insert(IDEMPOTENCY_STORED, HeaderValue::from_static("false"));
+    }
+    let stored = Some(recorded && acknowledged);
+    parts
+        .extensions
+        .insert(Outcome::Executed { attempt, stored });
+}

@@ -1,0 +1,191 @@
+//! On the way to the key: the claim, asked again where its answer was lost, and the wait.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::decide::{self, Step};
+use super::in_flight::Counted;
+use super::lease::{self, Lease};
+use super::operation::Progress;
+use super::poll::{self, in_time};
+use super::trace::{self, Span};
+use crate::policy::behaviour::ConflictPolicy;
+use crate::policy::config::Config;
+use crate::policy::rejection::RejectionKind;
+use crate::store::{
+    ClaimRequest, Claimed, Hold, KeyStore, Phase, Record, RecordId, StoreError, StoreErrorKind,
+};
+
+/// One who wants the key.
+pub(super) struct Claimant<K> {
+    store: Arc<K>,
+    config: Arc<Config>,
+    progress: Arc<Progress>,
+    counted: Counted,
+    /// Then the service that was ready has been given up.
+    waited: bool,
+}
+
+pub(super) enum Acquisition {
+    /// `sent` is when the claim was sent.
+    Run {
+        hold: Hold,
+        sent: Instant,
+    },
+    Replay(Record),
+    Refuse(RejectionKind),
+    RunUnprotected,
+}
+
+impl<K: KeyStore> Claimant<K> {
+    pub(super) fn new(
+        store: Arc<K>,
+        config: Arc<Config>,
+        progress: Arc<Progress>,
+        counted: Counted,
+    ) -> Self {
+        Self {
+            store,
+            config,
+            progress,
+            counted,
+            waited: false,
+        }
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(super) async fn acquire<S: Clone>(
+        &mut self,
+        claim: &ClaimRequest,
+        service: &mut S,
+    ) -> Acquisition {
+        let wait = match self.config.on_conflict {
+            ConflictPolicy::Reject => Duration::ZERO,
+            ConflictPolicy::Wait { at_most } => at_most,
+        };
+        let began = Instant::now();
+        loop {
+            let sent = Instant::now();
+            self.progress.set_may_hold(true);
+            let (answer, in_doubt) = self.claim(claim).await;
+            let acquisition = match decide::step(answer, self.config.on_outage) {
+                Step::Run(hold) => {
+                    self.progress.live_for(self.config.lease, sent);
+                    return Acquisition::Run { hold, sent };
+                }
+                Step::Replay(record) => Some(Acquisition::Replay(record)),
+                Step::Refuse(kind) => Some(Acquisition::Refuse(kind)),
+                Step::RunUnprotected => Some(Acquisition::RunUnprotected),
+                Step::Busy => None,
+            };
+            if in_doubt {
+                self.release_in_doubt(claim);
+            }
+            self.progress.set_may_hold(false);
+            if let Some(acquisition) = acquisition {
+                return acquisition;
+            }
+            // A claim that is being released must not be asked for again by its owner.
+            if in_doubt || began.elapsed() >= wait {
+                return Acquisition::Refuse(RejectionKind::InProgress);
+            }
+            if !self.waited {
+                self.waited = true;
+                // Whoever waits holds no permit of the inner service.
+                *service = service.clone();
+            }
+            self.until_claimable(&claim.id, wait.saturating_sub(began.elapsed()))
+                .await;
+        }
+    }
+
+    /// The store's answer, and whether a claim of ours may still be applied later.
+    async fn claim(&self, claim: &ClaimRequest) -> (Result<Claimed, StoreErrorKind>, bool) {
+        let mut in_doubt = false;
+        loop {
+            let answer = in_time(self.config.store_timeout, self.store.claim(claim)).await;
+            let answer = answer.map_err(|error| {
+                trace::store_failed(&claim.id, "claim", &error);
+                error.kind()
+            });
+            // A lost answer is asked for again: the same owner gets the same.
+            if answer != Err(StoreErrorKind::Ambiguous) || in_doubt {
+                return (answer, in_doubt);
+            }
+            in_doubt = true;
+        }
+    }
+
+    fn release_in_doubt(&self, claim: &ClaimRequest) {
+        Span::current().spawn(lease::release_in_doubt(
+            Arc::clone(&self.store),
+            Arc::clone(&self.config),
+            claim.hold(1),
+            self.counted.clone(),
+        ));
+    }
+
+    /// Returns when the key may be free or done, and after `at_most` in any case. Reads
+    /// only.
+    async fn until_claimable(&self, id: &RecordId, at_most: Duration) {
+        const SHORTEST_WAIT: Duration = Duration::from_millis(25);
+        let began = Instant::now();
+        let mut lease_left = at_most;
+        loop {
+            let left = at_most.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            let mut changed = pin!(self.store.changed(id, left.min(lease_left)));
+            // Polled before the record is looked up, so that no change falls in between.
+            let at_once = poll::once(changed.as_mut()).await.is_ready();
+            match self.lookup(id).await {
+                Ok(Some(Phase::Running { lease_left: left })) if !left.is_zero() => {
+                    lease_left = left;
+                }
+                Ok(_) => return,
+                Err(_) => {}
+            }
+            if at_once {
+                sleep(SHORTEST_WAIT.min(left)).await;
+            } else {
+                changed.await;
+            }
+        }
+    }
+
+    async fn lookup(&self, id: &RecordId) -> Result<Option<Phase>, StoreError> {
+        let snapshot = in_time(self.config.store_timeout, self.store.lookup(id)).await;
+        snapshot
+            .map(|snapshot| snapshot.map(|snapshot| snapshot.phase))
+            .inspect_err(|error| trace::store_failed(id, "lookup", error))
+    }
+
+    /// The lease of an acquired claim, and whether the service is to be made ready again.
+    pub(super) fn into_lease(self, hold: Hold, acquired: Instant) -> (Lease<K>, bool) {
+        let Self {
+            store,
+            config,
+            progress,
+            counted,
+            waited,
+        } = self;
+        (
+            Lease {
+                store,
+                config,
+                hold,
+                progress,
+                acquired,
+                counted,
+            },
+            waited,
+        )
+    }
+}

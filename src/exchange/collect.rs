@@ -1,0 +1,173 @@
+//! Bodies that are read whole, within a bound.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+
+use crate::model::error::BoxError;
+use crate::policy::rejection::RejectionKind;
+
+/// A body that is at hand: its data in the frames it came in, and its trailers.
+#[derive(Debug, Default)]
+pub(crate) struct Collected {
+    // Most bodies are one frame, and one frame needs no allocation here.
+    first: Option<Bytes>,
+    rest: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+}
+
+impl Collected {
+    pub(crate) fn new(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+        let mut collected = Self {
+            trailers,
+            ..Self::default()
+        };
+        collected.push(data);
+        collected
+    }
+
+    pub(crate) fn push(&mut self, data: Bytes) {
+        if data.is_empty() {
+        } else if self.first.is_none() && self.rest.is_empty() {
+            self.first = Some(data);
+        } else {
+            self.rest.push_back(data);
+        }
+    }
+
+    pub(crate) fn set_trailers(&mut self, trailers: HeaderMap) {
+        self.trailers = Some(trailers);
+    }
+
+    pub(crate) fn frames(&self) -> impl Iterator<Item = &[u8]> + Clone {
+        self.first.iter().chain(&self.rest).map(|data| &data[..])
+    }
+
+    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+        self.trailers.as_ref()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.frames().map(<[u8]>::len).sum()
+    }
+
+    pub(crate) fn next_frame(&mut self) -> Option<Frame<Bytes>> {
+        self.first
+            .take()
+            .or_else(|| self.rest.pop_front())
+            .map(Frame::data)
+            .or_else(|| self.trailers.take().map(Frame::trailers))
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.rest.is_empty() && self.trailers.is_none()
+    }
+
+    /// Exact without trailers alone: a server that knows a length sends none.
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        let len = self.len() as u64;
+        if self.trailers.is_none() {
+            SizeHint::with_exact(len)
+        } else {
+            let mut hint = SizeHint::new();
+            hint.set_lower(len);
+            hint
+        }
+    }
+}
+
+/// The length that the head of a message declares, or its body.
+pub(crate) fn declared_len(headers: &HeaderMap, hint: &SizeHint) -> Option<u64> {
+    hint.exact().or_else(|| {
+        let value = headers.get(http::header::CONTENT_LENGTH)?;
+        value.to_str().ok()?.trim().parse().ok()
+    })
+}
+
+/// Reads a request's body into one piece, for the fingerprint is taken over all of it.
+pub(super) async fn request<B: Body>(
+    body: B,
+    declared: Option<u64>,
+    limit: usize,
+) -> Result<(Bytes, Option<HeaderMap>), RejectionKind> {
+    let mut body = pin!(body);
+    let mut first = Bytes::new();
+    let mut joined = BytesMut::new();
+    let mut trailers = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| RejectionKind::UnreadableBody)?;
+        let mut data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                trailers = frame.into_trailers().ok().or(trailers);
+                continue;
+            }
+        };
+        let len = first.len() + joined.len();
+        if data.remaining() > limit - len {
+            return Err(RejectionKind::RequestTooLarge);
+        }
+        if len == 0 {
+            first = data.copy_to_bytes(data.remaining());
+        } else {
+            if joined.is_empty() {
+                let expected = declared
+                    .and_then(|len| usize::try_from(len).ok())
+                    .unwrap_or(0);
+                joined.reserve(expected.min(limit).max(len + data.remaining()));
+                joined.put(std::mem::take(&mut first));
+            }
+            joined.put(data);
+        }
+    }
+    let data = if joined.is_empty() {
+        first
+    } else {
+        joined.freeze()
+    };
+    Ok((data, trailers))
+}
+
+/// How far a response's body was read.
+pub(super) enum Read {
+    Whole,
+    /// It broke off.
+    Broken(BoxError),
+    /// It has more than it said, and may be endless.
+    Longer,
+}
+
+/// Reads a body that says it is `expected` bytes long.
+pub(super) async fn response<B>(
+    mut body: std::pin::Pin<&mut B>,
+    expected: u64,
+    collected: &mut Collected,
+) -> Read
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    let mut len = 0;
+    while let Some(frame) = body.frame().await {
+        match frame.map(Frame::into_data) {
+            Ok(Ok(mut data)) => {
+                len += data.remaining() as u64;
+                collected.push(data.copy_to_bytes(data.remaining()));
+                if len > expected {
+                    return Read::Longer;
+                }
+            }
+            Ok(Err(frame)) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    collected.set_trailers(trailers);
+                }
+            }
+            Err(error) => return Read::Broken(error.into()),
+        }
+    }
+    Read::Whole
+}

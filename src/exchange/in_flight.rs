@@ -1,0 +1,80 @@
+use std::fmt;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+
+/// The exchanges that a layer and its clones have under way: keyed requests whose
+/// answer is not out or not on record yet, whether or not their client is still there.
+///
+/// ```no_run
+/// # async fn shutdown(layer: tower_idempotency::IdempotencyLayer) {
+/// // After the server has stopped accepting:
+/// layer.in_flight().idle().await;
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct InFlight(Arc<Counter>);
+
+#[derive(Default)]
+struct Counter {
+    exchanges: AtomicUsize,
+    idle: Notify,
+}
+
+impl InFlight {
+    /// How many there are now.
+    pub fn count(&self) -> usize {
+        self.0.exchanges.load(Ordering::Acquire)
+    }
+
+    /// Returns once there are none. Stop accepting requests first: it waits for those
+    /// that come meanwhile too.
+    pub async fn idle(&self) {
+        loop {
+            let mut idle = pin!(self.0.idle.notified());
+            // Enabled before the count is read, so that the last end is not missed.
+            idle.as_mut().enable();
+            if self.count() == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    /// Counts one more, unless there are `at_most` already.
+    pub(crate) fn enter(&self, at_most: usize) -> Option<Counted> {
+        self.0
+            .exchanges
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                (count < at_most).then_some(count + 1)
+            })
+            .is_ok()
+            .then(|| Counted(self.clone()))
+    }
+}
+
+impl fmt::Debug for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("InFlight").field(&self.count()).finish()
+    }
+}
+
+/// One exchange, or the work it left behind, for as long as it lives.
+pub(crate) struct Counted(InFlight);
+
+impl Clone for Counted {
+    fn clone(&self) -> Self {
+        self.0.0.exchanges.fetch_add(1, Ordering::AcqRel);
+        Self(self.0.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.0.0.exchanges.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.0.idle.notify_waiters();
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! A claim in this process's hands: renewed while its run lives, concluded once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::decide::Conclusion;
+use super::in_flight::Counted;
+use super::operation::Progress;
+use super::poll::{alongside, in_time};
+use super::trace::{self, Span};
+use crate::policy::config::Config;
+use crate::store::{Completion, Hold, KeyStore, Ownership, Record, StoreError, StoreErrorKind};
+
+/// The right to run and to conclude, and everything needed to use it without the
+/// request that got it.
+pub(super) struct Lease<K> {
+    pub(super) store: Arc<K>,
+    pub(super) config: Arc<Config>,
+    pub(super) hold: Hold,
+    pub(super) progress: Arc<Progress>,
+    pub(super) acquired: Instant,
+    pub(super) counted: Counted,
+}
+
+impl<K> Clone for Lease<K> {
+    fn clone(&self) -> Self {
+        Self {
+            store: Arc::clone(&self.store),
+            config: Arc::clone(&self.config),
+            hold: self.hold.clone(),
+            progress: Arc::clone(&self.progress),
+            acquired: self.acquired,
+            counted: self.counted.clone(),
+        }
+    }
+}
+
+/// What the store is to be told of a run: the record and its retention, if any.
+pub(super) type Settlement = Conclusion<(Record, Duration)>;
+
+/// A smaller settlement, where this one is refused for what it is.
+fn reduced(settlement: &Settlement, refused_for: StoreErrorKind) -> Option<Settlement> {
+    let passes = matches!(
+        refused_for,
+        StoreErrorKind::NotApplied | StoreErrorKind::Ambiguous
+    );
+    match settlement {
+        Conclusion::Record((record, retention)) if !passes && !record.is_omitted() => {
+            Some(Conclusion::Record((record.omitted(), *retention)))
+        }
+        _ => None,
+    }
+}
+
+impl<K: KeyStore> Lease<K> {
+    /// Renews the lease until another owner has it or `max_hold` is over.
+    pub(super) async fn renew(&self) {
+        let config = &self.config;
+        let interval = config.lease / 3;
+        let call_limit = config.store_timeout.min(interval);
+        let mut pause = interval;
+        loop {
+            let left = self.hold_left();
+            if left.is_zero() {
+                return;
+            }
+            sleep(pause.min(left)).await;
+            if self.hold_left().is_zero() {
+                return;
+            }
+            let sent = Instant::now();
+            let extend = self
+                .store
+                .extend(&self.hold, config.lease, config.retention);
+            pause = match in_time(call_limit, extend).await {
+                Ok(Ownership::Held) => {
+                    self.progress.live_for(config.lease, sent);
+                    interval
+                }
+                Ok(Ownership::Lost) => {
+                    self.progress.is_over();
+                    trace::lost(&self.hold.id);
+                    return;
+                }
+                Err(error) => {
+                    trace::store_failed(&self.hold.id, "extend", &error);
+                    interval / 4
+                }
+            };
+        }
+    }
+
+    /// What is left of the time that this run may hold its key.
+    pub(super) fn hold_left(&self) -> Duration {
+        self.config.max_hold.saturating_sub(self.acquired.elapsed())
+    }
+
+    /// Tells the store how the run ended. True once it has acknowledged it; false if
+    /// another owner has the key, or the store failed: then the work goes on without the
+    /// caller, until it is done or `max_hold` is over.
+    pub(super) async fn settle(&self, mut settlement: Settlement) -> bool {
+        let limit = self.config.store_timeout;
+        let answer = match in_time(limit, self.attempt_twice(&mut settlement)).await {
+            Ok(acknowledged) => acknowledged,
+            Err(_) => {
+                let lease = self.clone();
+                Span::current().spawn(async move { lease.settle_later(settlement).await });
+                false
+            }
+        };
+        self.progress.is_over();
+        self.progress.set_may_hold(false);
+        answer
+    }
+
+    /// A lost answer is settled by asking again: every call is idempotent by owner.
+    async fn attempt_twice(&self, settlement: &mut Settlement) -> Result<bool, StoreError> {
+        match self.attempt(settlement).await {
+            Ok(acknowledged) => Ok(acknowledged),
+            Err(_) => self.attempt(settlement).await,
+        }
+    }
+
+    async fn attempt(&self, settlement: &mut Settlement) -> Result<bool, StoreError> {
+        loop {
+            let error = match self.tell(settlement).await {
+                Ok(acknowledged) => return Ok(acknowledged),
+                Err(error) => error,
+            };
+            trace::store_failed(&self.hold.id, "settle", &error);
+            match reduced(settlement, error.kind()) {
+                Some(smaller) => *settlement = smaller,
+                None => return Err(error),
+            }
+        }
+    }
+
+    async fn tell(&self, settlement: &Settlement) -> Result<bool, StoreError> {
+        let Self {
+            store,
+            hold,
+            config,
+            ..
+        } = self;
+        match settlement {
+            Conclusion::Record((record, retention)) => {
+                let completion = store.complete(hold, record, *retention).await?;
+                Ok(completion != Completion::NotOwner)
+            }
+            Conclusion::Release => Ok(store.release(hold).await? == Ownership::Held),
+            Conclusion::Fail { seal } => {
+                Ok(store.fail(hold, *seal, config.retention).await? == Ownership::Held)
+            }
+        }
+    }
+
+    async fn settle_later(self, mut settlement: Settlement) {
+        let retries = async {
+            let mut pause = Duration::from_millis(50);
+            loop {
+                sleep(pause.min(self.hold_left())).await;
+                pause = (pause * 2).min(Duration::from_secs(5));
+                let limit = self.config.store_timeout;
+                if in_time(limit, self.attempt(&mut settlement)).await.is_ok() {
+                    return;
+                }
+                if self.hold_left().is_zero() {
+                    trace::gave_up(&self.hold.id);
+                    return;
+                }
+            }
+        };
+        alongside(retries, self.renew()).await;
+    }
+}
+
+/// A claim that was given up may still be applied, and would then hold its key for
+/// nobody. So it is released, by owner, for as long as its lease could run.
+pub(super) async fn release_in_doubt<K: KeyStore>(
+    store: Arc<K>,
+    config: Arc<Config>,
+    hold: Hold,
+    counted: Counted,
+) {
+    let pause = (config.lease / 20).clamp(Duration::from_millis(10), Duration::from_secs(1));
+    let releases = async {
+        loop {
+            match in_time(config.store_timeout, store.release(&hold)).await {
+                Ok(Ownership::Held) => return,
+                Ok(Ownership::Lost) => {}
+                Err(error) => trace::store_failed(&hold.id, "release", &error),
+            }
+            sleep(pause).await;
+        }
+    };
+    let _ = timeout(config.lease, releases).await;
+    drop(counted);
+}

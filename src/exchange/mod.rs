@@ -1,0 +1,278 @@
+//! One keyed request, from its key to its answer.
+//!
+//! [`admit`] decides without touching the body whether a request is the layer's business.
+//! If so, [`Exchange::run`] reads the body, claims the key, runs the handler and concludes
+//! the claim. The future is polled by whoever serves the request, and moved into a task
+//! of its own if that one drops it while [`Progress::may_hold`] says that it must not end.
+
+mod capture;
+mod claimant;
+mod collect;
+mod decide;
+mod in_flight;
+mod lease;
+mod operation;
+mod poll;
+mod run;
+mod stream;
+mod trace;
+
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::HeaderValue;
+use http::{HeaderMap, Request, Response, request};
+use http_body::{Body, SizeHint};
+use tower::Service;
+
+pub(crate) use self::capture::{
+    Answer, AnswerBody, IDEMPOTENCY_BODY, IDEMPOTENCY_STORED, IDEMPOTENT_REPLAYED,
+};
+use self::claimant::{Acquisition, Claimant};
+pub(crate) use self::collect::Collected;
+use self::collect::declared_len;
+use self::in_flight::Counted;
+pub use self::in_flight::InFlight;
+pub use self::operation::Operation;
+pub(crate) use self::operation::Progress;
+pub(crate) use self::stream::{Recorder, Report};
+pub(crate) use self::trace::Span;
+use crate::model::error::BoxError;
+use crate::model::key::IdempotencyKey;
+use crate::policy::behaviour::Outcome;
+use crate::policy::config::Config;
+use crate::policy::rejection::{Rejection, RejectionKind};
+use crate::store::{ClaimRequest, KeyStore, Owner, RecordId, ScopeId};
+
+/// What is to be done with a request, as far as its head tells.
+pub(crate) enum Admission {
+    /// None of the layer's business.
+    PassThrough,
+    Refuse(Rejection),
+    Run(Admitted),
+}
+
+/// A request that gets an exchange.
+pub(crate) struct Admitted {
+    /// Absent where the key may be in the body.
+    identity: Option<Identity>,
+    declared_len: Option<u64>,
+    counted: Counted,
+}
+
+/// Which record a request is about.
+struct Identity {
+    key: IdempotencyKey,
+    id: RecordId,
+    scope: ScopeId,
+}
+
+/// Everything that can be decided before the first poll of the body, so that a refused
+/// client is never asked to send it.
+pub(crate) fn admit(
+    config: &Config,
+    in_flight: &InFlight,
+    request: &request::Parts,
+    body: &SizeHint,
+) -> Admission {
+    let identity = match config.key.key(request) {
+        Err(invalid) => {
+            let rejection = Rejection::with_detail(RejectionKind::InvalidKey, invalid.reason());
+            return Admission::Refuse(rejection);
+        }
+        Ok(None) if config.key.reads_body(request) => None,
+        Ok(None) if config.requires_key(&request.method) => {
+            return Admission::Refuse(RejectionKind::MissingKey.into());
+        }
+        Ok(None) => return Admission::PassThrough,
+        Ok(Some(key)) => match identify(config, request, key) {
+            Some(identity) if identity.is_handled_outside(request) => {
+                return Admission::PassThrough;
+            }
+            Some(identity) => Some(identity),
+            None => return Admission::Refuse(RejectionKind::UnknownCaller.into()),
+        },
+    };
+    let declared_len = declared_len(&request.headers, body);
+    let least_len = declared_len.unwrap_or(0).max(body.lower());
+    if least_len > config.request_body_limit as u64 {
+        return Admission::Refuse(RejectionKind::RequestTooLarge.into());
+    }
+    match in_flight.enter(config.max_in_flight) {
+        Some(counted) => Admission::Run(Admitted {
+            identity,
+            declared_len,
+            counted,
+        }),
+        None => Admission::Refuse(RejectionKind::Overloaded.into()),
+    }
+}
+
+fn identify(config: &Config, request: &request::Parts, key: IdempotencyKey) -> Option<Identity> {
+    let scope = config.scope.scope(request)?;
+    let (id, scope) = RecordId::with_scope(&config.namespace, &scope, &key);
+    Some(Identity { key, id, scope })
+}
+
+impl Identity {
+    /// A layer outside of this one, on the same record, has the request in hand.
+    fn is_handled_outside(&self, request: &request::Parts) -> bool {
+        let outside: Option<&Operation> = request.extensions.get();
+        outside.is_some_and(|operation| *operation.id() == self.id)
+    }
+}
+
+pub(crate) fn refuse<R>(
+    config: &Config,
+    rejection: &Rejection,
+    request: &request::Parts,
+) -> Answer<R> {
+    let mut answer = config.rejection.response(rejection, request);
+    answer
+        .extensions_mut()
+        .insert(Outcome::Rejected(rejection.kind()));
+    answer.map(|body| AnswerBody::Whole(Collected::new(body, None)))
+}
+
+/// A keyed request under way. `S` is ready to be called.
+pub(crate) struct Exchange<K, S, B> {
+    pub(crate) store: Arc<K>,
+    pub(crate) config: Arc<Config>,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) admitted: Admitted,
+    pub(crate) service: S,
+    pub(crate) request: request::Parts,
+    pub(crate) body: B,
+}
+
+impl<K, S, B> Exchange<K, S, B>
+where
+    K: KeyStore,
+    B: Body,
+{
+    pub(crate) async fn run<Q, R>(self) -> Result<Answer<R>, S::Error>
+    where
+        S: Service<Request<Q>, Response = Response<R>> + Clone,
+        Q: From<Collected>,
+        R: Body,
+        R::Error: Into<BoxError>,
+    {
+        let Self {
+            store,
+            config,
+            progress,
+            admitted,
+            mut service,
+            request,
+            body,
+        } = self;
+        let Admitted {
+            identity,
+            declared_len,
+            counted,
+        } = admitted;
+
+        let body = collect::request(body, declared_len, config.request_body_limit).await;
+        let (data, trailers) = match body {
+            Ok(body) => body,
+            Err(kind) => return Ok(refuse(&config, &kind.into(), &request)),
+        };
+        let identity = match identity {
+            Some(identity) => identity,
+            None => match identity_in_body(&config, &request, &data) {
+                Ok(Some(identity)) => identity,
+                Ok(None) => return unprotected(&mut service, request, data, trailers).await,
+                Err(rejection) => return Ok(refuse(&config, &rejection, &request)),
+            },
+        };
+        let claim = match claim_request(&config, &identity, &request, &data) {
+            Ok(claim) => claim,
+            Err(kind) => return Ok(refuse(&config, &kind.into(), &request)),
+        };
+
+        let mut claimant = Claimant::new(store, config, progress, counted);
+        match claimant.acquire(&claim, &mut service).await {
+            Acquisition::Run { hold, sent } => {
+                let (lease, waited) = claimant.into_lease(hold, sent);
+                let operation = Operation::new(identity.key, &lease.hold, &lease.progress);
+                let mut request =
+                    Request::from_parts(request, Collected::new(data, trailers).into());
+                request.extensions_mut().insert(operation);
+                run::execute(lease, service, request, waited).await
+            }
+            Acquisition::Replay(record) => Ok(capture::replay(&record)),
+            Acquisition::Refuse(kind) => Ok(refuse(claimant.config(), &kind.into(), &request)),
+            Acquisition::RunUnprotected => {
+                let answer = unprotected(&mut service, request, data, trailers).await;
+                answer.map(|mut answer| {
+                    let stored = HeaderValue::from_static("false");
+                    answer.headers_mut().insert(IDEMPOTENCY_STORED, stored);
+                    answer.extensions_mut().insert(Outcome::Unprotected);
+                    answer
+                })
+            }
+        }
+    }
+}
+
+fn identity_in_body(
+    config: &Config,
+    request: &request::Parts,
+    body: &[u8],
+) -> Result<Option<Identity>, Rejection> {
+    match config.key.key_in_body(request, body) {
+        Err(invalid) => Err(Rejection::with_detail(
+            RejectionKind::InvalidKey,
+            invalid.reason(),
+        )),
+        Ok(None) if config.requires_key(&request.method) => Err(RejectionKind::MissingKey.into()),
+        Ok(None) => Ok(None),
+        Ok(Some(key)) => match identify(config, request, key) {
+            Some(identity) if identity.is_handled_outside(request) => Ok(None),
+            Some(identity) => Ok(Some(identity)),
+            None => Err(RejectionKind::UnknownCaller.into()),
+        },
+    }
+}
+
+async fn unprotected<S, Q, R>(
+    service: &mut S,
+    request: request::Parts,
+    body: Bytes,
+    trailers: Option<HeaderMap>,
+) -> Result<Answer<R>, S::Error>
+where
+    S: Service<Request<Q>, Response = Response<R>>,
+    Q: From<Collected>,
+{
+    let body = Collected::new(body, trailers);
+    let answer = service
+        .call(Request::from_parts(request, body.into()))
+        .await?;
+    Ok(answer.map(AnswerBody::Original))
+}
+
+/// A service is ready when it comes; one that waited in between has to be made so again,
+/// and to ask a ready one again does no harm.
+async fn ready<S, Q>(service: &mut S) -> Result<(), S::Error>
+where
+    S: Service<Request<Q>>,
+{
+    poll_fn(|cx| service.poll_ready(cx)).await
+}
+
+fn claim_request(
+    config: &Config,
+    identity: &Identity,
+    request: &request::Parts,
+    body: &[u8],
+) -> Result<ClaimRequest, RejectionKind> {
+    let fingerprint = config.fingerprint.fingerprint(request, body);
+    let owner = Owner::random().map_err(|_| RejectionKind::StoreUnavailable)?;
+    let mut claim = ClaimRequest::new(identity.id, identity.scope, fingerprint, owner);
+    claim.lease = config.lease;
+    claim.retention = config.retention;
+    claim.lapse = decide::lapse(config.on_failure);
+    Ok(claim)
+}

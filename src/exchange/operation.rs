@@ -1,0 +1,154 @@
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::model::digest::Framed;
+use crate::model::key::IdempotencyKey;
+use crate::store::{Hold, RecordId};
+
+/// The run of a keyed request: found in the request's extensions by everything inside of
+/// the layer.
+///
+/// ```
+/// use axum::Extension;
+/// use tower_idempotency::Operation;
+///
+/// async fn pay(Extension(operation): Extension<Operation>) -> String {
+///     // The gateway sees one key over all attempts, and charges once.
+///     format!("Idempotency-Key: {}", operation.child_key("charge"))
+/// }
+/// # let _ = axum::Router::<()>::new().route("/", axum::routing::post(pay));
+/// ```
+///
+/// A request without a key has none: take `Option<Extension<Operation>>` where the key is
+/// optional, or where
+/// [`OutagePolicy::RunUnprotected`](crate::OutagePolicy::RunUnprotected) may leave it out.
+#[derive(Debug, Clone)]
+pub struct Operation {
+    key: IdempotencyKey,
+    hold: Hold,
+    progress: Arc<Progress>,
+}
+
+impl Operation {
+    pub(super) fn new(key: IdempotencyKey, hold: &Hold, progress: &Arc<Progress>) -> Self {
+        Self {
+            key,
+            hold: hold.clone(),
+            progress: Arc::clone(progress),
+        }
+    }
+
+    /// The key that the caller sent.
+    pub const fn key(&self) -> &IdempotencyKey {
+        &self.key
+    }
+
+    /// What the store knows the record by.
+    pub const fn id(&self) -> &RecordId {
+        &self.hold.id
+    }
+
+    /// The number of this run, from 1. It rises with every run of the key within
+    /// retention, so a resource that keeps the highest it has seen can turn away a run
+    /// that was taken over: a fencing number.
+    pub const fn attempt(&self) -> u64 {
+        self.hold.attempt
+    }
+
+    /// Whether an earlier run of the same request failed, or lost its lease.
+    pub const fn is_retry(&self) -> bool {
+        self.hold.attempt > 1
+    }
+
+    /// Whether this run is under way and still holds its key, as far as this process
+    /// knows: its lease was renewed in time and nobody is known to have taken over.
+    ///
+    /// Ask before an effect that cannot be fenced. It can turn false right after, so it
+    /// narrows the window and does not close it.
+    pub fn is_live(&self) -> bool {
+        self.progress.is_live()
+    }
+
+    /// A key for a downstream API: 32 hexadecimal digits, equal over all attempts of this
+    /// request, and different for every label, key, caller and request.
+    pub fn child_key(&self, label: &str) -> String {
+        let digest = Framed::new()
+            .part(b"child key")
+            .part(self.hold.id.as_bytes())
+            .part(self.hold.fingerprint.as_bytes())
+            .part(label.as_bytes())
+            .finish_short();
+        digest
+            .iter()
+            .fold(String::with_capacity(32), |mut hex, byte| {
+                // Writing to a string cannot fail.
+                let _ = write!(hex, "{byte:02x}");
+                hex
+            })
+    }
+}
+
+/// What the parts of one exchange know of each other: the future that a server polls,
+/// the run inside of it, and the operation that the handler was given.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    may_hold: AtomicBool,
+    client_gone: AtomicBool,
+    started: Instant,
+    /// Nanoseconds after `started`; zero while nothing is held.
+    live_until: AtomicU64,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            may_hold: AtomicBool::new(false),
+            client_gone: AtomicBool::new(false),
+            started: Instant::now(),
+            live_until: AtomicU64::new(0),
+        })
+    }
+
+    /// Whether the store may hold a claim for this exchange, so that it must go on
+    /// without its client.
+    pub(crate) fn may_hold(&self) -> bool {
+        self.may_hold.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_may_hold(&self, may_hold: bool) {
+        self.may_hold.store(may_hold, Ordering::Release);
+    }
+
+    pub(crate) fn client_is_gone(&self) {
+        self.client_gone.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_client_gone(&self) -> bool {
+        self.client_gone.load(Ordering::Acquire)
+    }
+
+    /// `sent` is when the claim or renewal was sent, before the store started counting:
+    /// this side gives up first.
+    pub(super) fn live_for(&self, lease: Duration, sent: Instant) {
+        let until = sent
+            .saturating_duration_since(self.started)
+            .saturating_add(lease);
+        let until = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+        self.live_until.store(until, Ordering::Release);
+    }
+
+    pub(super) fn is_over(&self) {
+        self.live_until.store(0, Ordering::Release);
+    }
+
+    fn is_live(&self) -> bool {
+        let now = Instant::now()
+            .saturating_duration_since(self.started)
+            .as_nanos();
+        now < u128::from(self.live_until.load(Ordering::Acquire))
+    }
+}
