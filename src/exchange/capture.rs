@@ -85,14 +85,14 @@ pub(super) fn retention(parts: &response::Parts, config: &Config) -> Duration {
 }
 
 /// Tells layers outside, and the client where its answer should be on record and is not.
-pub(super) fn mark(parts: &mut response::Parts, attempt: u64, recorded: bool, acknowledged: bool) {
+pub(super) fn mark<R>(answer: &mut Answer<R>, attempt: u64, recorded: bool, acknowledged: bool) {
     if !acknowledged {
-        parts
-            .headers
+        answer
+            .headers_mut()
             .insert(IDEMPOTENCY_STORED, HeaderValue::from_static("false"));
     }
     let stored = Some(recorded && acknowledged);
-    parts
-        .extensions
+    answer
+        .extensions_mut()
         .insert(Outcome::Executed { attempt, stored });
 }

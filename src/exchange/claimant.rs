@@ -100,8 +100,9 @@ impl<K: KeyStore> Claimant<K> {
                 // Whoever waits holds no permit of the inner service.
                 *service = service.clone();
             }
-            self.until_claimable(&claim.id, wait.saturating_sub(began.elapsed()))
-                .await;
+            // Boxed, so that those who need not wait carry nothing of it.
+            let left = wait.saturating_sub(began.elapsed());
+            Box::pin(self.until_claimable(&claim.id, left)).await;
         }
     }
 

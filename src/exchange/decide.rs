@@ -1,6 +1,6 @@
 //! The rules, and nothing but the rules: pure functions over what is known.
 
-use http::{StatusCode, response};
+use http::{HeaderMap, StatusCode, response};
 
 use crate::policy::behaviour::{FailurePolicy, OutagePolicy, Outcome};
 use crate::policy::rejection::RejectionKind;
@@ -89,6 +89,16 @@ pub(super) fn lapse(policy: FailurePolicy) -> Lapse {
 pub(super) struct HeadVerdict {
     pub(super) verdict: Verdict,
     pub(super) is_final: bool,
+}
+
+impl HeadVerdict {
+    /// The verdict once the body has ended, with these trailers.
+    pub(super) fn at_end(self, trailers: Option<&HeaderMap>, policy: &dyn RecordPolicy) -> Verdict {
+        match trailers {
+            Some(trailers) if !self.is_final => policy.verdict_at_end(self.verdict, trailers),
+            _ => self.verdict,
+        }
+    }
 }
 
 pub(super) fn head_verdict(answer: &response::Parts, policy: &dyn RecordPolicy) -> HeadVerdict {

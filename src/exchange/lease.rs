@@ -172,7 +172,7 @@ impl<K: KeyStore> Lease<K> {
                 }
             }
         };
-        alongside(retries, self.renew()).await;
+        alongside(retries, || self.renew()).await;
     }
 }
 

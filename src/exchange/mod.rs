@@ -17,7 +17,7 @@ mod run;
 mod stream;
 mod trace;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -151,7 +151,8 @@ where
     K: KeyStore,
     B: Body,
 {
-    pub(crate) async fn run<Q, R>(self) -> Result<Answer<R>, S::Error>
+    /// A block and not an `async fn`, as in [`run`].
+    pub(crate) fn run<Q, R>(self) -> impl Future<Output = Result<Answer<R>, S::Error>>
     where
         S: Service<Request<Q>, Response = Response<R>> + Clone,
         Q: From<Collected>,
@@ -164,7 +165,7 @@ where
             progress,
             admitted,
             mut service,
-            request,
+            mut request,
             body,
         } = self;
         let Admitted {
@@ -172,45 +173,47 @@ where
             declared_len,
             counted,
         } = admitted;
+        async move {
+            let body = collect::request(body, declared_len, config.request_body_limit).await;
+            let (data, trailers) = match body {
+                Ok(body) => body,
+                Err(kind) => return Ok(refuse(&config, &kind.into(), &request)),
+            };
+            let identity = match identity {
+                Some(identity) => identity,
+                None => match identity_in_body(&config, &request, &data) {
+                    Ok(Some(identity)) => identity,
+                    Ok(None) => {
+                        let request = buffered(request, data, trailers);
+                        return Box::pin(unprotected(service, request)).await;
+                    }
+                    Err(rejection) => return Ok(refuse(&config, &rejection, &request)),
+                },
+            };
+            let claim = match claim_request(&config, &identity, &request, &data) {
+                Ok(claim) => claim,
+                Err(kind) => return Ok(refuse(&config, &kind.into(), &request)),
+            };
 
-        let body = collect::request(body, declared_len, config.request_body_limit).await;
-        let (data, trailers) = match body {
-            Ok(body) => body,
-            Err(kind) => return Ok(refuse(&config, &kind.into(), &request)),
-        };
-        let identity = match identity {
-            Some(identity) => identity,
-            None => match identity_in_body(&config, &request, &data) {
-                Ok(Some(identity)) => identity,
-                Ok(None) => return unprotected(&mut service, request, data, trailers).await,
-                Err(rejection) => return Ok(refuse(&config, &rejection, &request)),
-            },
-        };
-        let claim = match claim_request(&config, &identity, &request, &data) {
-            Ok(claim) => claim,
-            Err(kind) => return Ok(refuse(&config, &kind.into(), &request)),
-        };
-
-        let mut claimant = Claimant::new(store, config, progress, counted);
-        match claimant.acquire(&claim, &mut service).await {
-            Acquisition::Run { hold, sent } => {
-                let (lease, waited) = claimant.into_lease(hold, sent);
-                let operation = Operation::new(identity.key, &lease.hold, &lease.progress);
-                let mut request =
-                    Request::from_parts(request, Collected::new(data, trailers).into());
-                request.extensions_mut().insert(operation);
-                run::execute(lease, service, request, waited).await
-            }
-            Acquisition::Replay(record) => Ok(capture::replay(&record)),
-            Acquisition::Refuse(kind) => Ok(refuse(claimant.config(), &kind.into(), &request)),
-            Acquisition::RunUnprotected => {
-                let answer = unprotected(&mut service, request, data, trailers).await;
-                answer.map(|mut answer| {
+            let mut claimant = Claimant::new(store, config, progress, counted);
+            match claimant.acquire(&claim, &mut service).await {
+                Acquisition::Run { hold, sent } => {
+                    let (lease, waited) = claimant.into_lease(hold, sent);
+                    let operation = Operation::new(identity.key, &lease.hold, &lease.progress);
+                    request.extensions.insert(operation);
+                    let mut request = Some(buffered(request, data, trailers));
+                    run::execute(lease, &mut service, &mut request, waited).await
+                }
+                Acquisition::Replay(record) => Ok(capture::replay(&record)),
+                Acquisition::Refuse(kind) => Ok(refuse(claimant.config(), &kind.into(), &request)),
+                Acquisition::RunUnprotected => {
+                    let request = buffered(request, data, trailers);
+                    let mut answer = Box::pin(unprotected(service, request)).await?;
                     let stored = HeaderValue::from_static("false");
                     answer.headers_mut().insert(IDEMPOTENCY_STORED, stored);
                     answer.extensions_mut().insert(Outcome::Unprotected);
-                    answer
-                })
+                    Ok(answer)
+                }
             }
         }
     }
@@ -236,30 +239,22 @@ fn identity_in_body(
     }
 }
 
-async fn unprotected<S, Q, R>(
-    service: &mut S,
+fn buffered<Q: From<Collected>>(
     request: request::Parts,
     body: Bytes,
     trailers: Option<HeaderMap>,
-) -> Result<Answer<R>, S::Error>
-where
-    S: Service<Request<Q>, Response = Response<R>>,
-    Q: From<Collected>,
-{
-    let body = Collected::new(body, trailers);
-    let answer = service
-        .call(Request::from_parts(request, body.into()))
-        .await?;
-    Ok(answer.map(AnswerBody::Original))
+) -> Request<Q> {
+    Request::from_parts(request, Collected::new(body, trailers).into())
 }
 
-/// A service is ready when it comes; one that waited in between has to be made so again,
-/// and to ask a ready one again does no harm.
-async fn ready<S, Q>(service: &mut S) -> Result<(), S::Error>
+async fn unprotected<S, Q, R>(mut service: S, request: Request<Q>) -> Result<Answer<R>, S::Error>
 where
-    S: Service<Request<Q>>,
+    S: Service<Request<Q>, Response = Response<R>>,
 {
-    poll_fn(|cx| service.poll_ready(cx)).await
+    // Whoever waited has a clone that is not ready.
+    poll_fn(|cx| service.poll_ready(cx)).await?;
+    let answer = service.call(request).await?;
+    Ok(answer.map(AnswerBody::Original))
 }
 
 fn claim_request(

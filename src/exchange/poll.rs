@@ -1,11 +1,17 @@
-//! The three ways of polling that an exchange needs beyond `await`.
+//! The ways of polling that an exchange needs beyond `await`.
+//!
+//! They are structs, since an `async fn` keeps its arguments twice: an exchange is
+//! allocated for every keyed request, and its size is copied.
 
 use std::any::Any;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
-use std::task::Poll;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
+
+use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep};
 
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -16,50 +22,125 @@ pub(super) async fn once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> 
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
-/// Polls `beside` as long as `main` takes; the first poll is `main`'s, so that work which
-/// is ready at once arms no timer.
-pub(super) async fn alongside<F: Future>(main: F, beside: impl Future<Output = ()>) -> F::Output {
-    let mut main = pin!(main);
-    let mut beside = pin!(beside);
-    let mut beside_runs = true;
-    poll_fn(|cx| {
-        if let Poll::Ready(output) = main.as_mut().poll(cx) {
-            return Poll::Ready(output);
-        }
-        if beside_runs && beside.as_mut().poll(cx).is_ready() {
-            beside_runs = false;
-        }
-        Poll::Pending
-    })
-    .await
+/// Polls what `beside` gives for as long as `main` takes. It is not even made before
+/// `main` has to wait, so that work which is ready at once arms no timer.
+pub(super) fn alongside<F, M, B>(main: F, beside: M) -> Alongside<F, M, B>
+where
+    F: Future,
+    M: FnOnce() -> B,
+    B: Future<Output = ()>,
+{
+    Alongside {
+        main,
+        beside: Beside::NotYet { make: Some(beside) },
+    }
 }
 
-/// What the future gives, or what it panicked with. A future that has panicked is not
-/// polled again.
-pub(super) async fn catching<F: Future>(future: F) -> Result<F::Output, Panic> {
-    let mut future = pin!(future);
-    poll_fn(
-        |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+pin_project! {
+    pub(super) struct Alongside<F, M, B> {
+        #[pin]
+        main: F,
+        beside: Beside<M, B>,
+    }
+}
+
+enum Beside<M, B> {
+    NotYet { make: Option<M> },
+    Running(Pin<Box<B>>),
+    Done,
+}
+
+impl<F, M, B> Future for Alongside<F, M, B>
+where
+    F: Future,
+    M: FnOnce() -> B,
+    B: Future<Output = ()>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        if let Poll::Ready(output) = this.main.poll(cx) {
+            return Poll::Ready(output);
+        }
+        if let Beside::NotYet { make } = this.beside {
+            *this.beside = make
+                .take()
+                .map_or(Beside::Done, |make| Beside::Running(Box::pin(make())));
+        }
+        if let Beside::Running(beside) = this.beside
+            && beside.as_mut().poll(cx).is_ready()
+        {
+            *this.beside = Beside::Done;
+        }
+        Poll::Pending
+    }
+}
+
+/// What the future gives, or what it panicked with. A future that has panicked must not
+/// be polled again.
+pub(super) fn catching<F: Future>(future: F) -> Catching<F> {
+    Catching { future }
+}
+
+pin_project! {
+    pub(super) struct Catching<F> {
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F: Future> Future for Catching<F> {
+    type Output = Result<F::Output, Panic>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let future = self.project().future;
+        match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+            Ok(poll) => poll.map(Ok),
             Err(panic) => Poll::Ready(Err(panic)),
-        },
-    )
-    .await
+        }
+    }
 }
 
 /// A store's call within its time. A call that is given up may still be applied.
-pub(super) async fn in_time<T>(
-    limit: Duration,
-    call: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    let mut call = pin!(call);
-    // A store in memory answers at once and needs no timer.
-    if let Poll::Ready(answer) = once(call.as_mut()).await {
-        return answer;
+pub(super) fn in_time<F, T>(limit: Duration, call: F) -> InTime<F>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    InTime {
+        call,
+        limit,
+        timer: None,
     }
-    match tokio::time::timeout(limit, call).await {
-        Ok(answer) => answer,
-        Err(elapsed) => Err(StoreError::new(StoreErrorKind::Ambiguous, elapsed)),
+}
+
+pin_project! {
+    pub(super) struct InTime<F> {
+        #[pin]
+        call: F,
+        limit: Duration,
+        // A store in memory answers at once and needs none.
+        timer: Option<Pin<Box<Sleep>>>,
+    }
+}
+
+impl<F, T> Future for InTime<F>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    type Output = Result<T, StoreError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(answer) = this.call.poll(cx) {
+            return Poll::Ready(answer);
+        }
+        let timer = this
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep(*this.limit)));
+        timer
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(StoreErrorKind::Ambiguous.into()))
     }
 }

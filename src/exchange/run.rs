@@ -1,7 +1,11 @@
 //! The run: the handler is called under a lease, its answer judged, the claim concluded.
+//!
+//! What is large is lent and not given: an `async fn` keeps its arguments twice, and an
+//! exchange is one allocation.
 
+use std::future::{Future, poll_fn};
 use std::panic::resume_unwind;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 
 use http::{Request, Response, StatusCode, response};
 use http_body::Body;
@@ -10,40 +14,21 @@ use tower::Service;
 use super::capture::{self, Answer, AnswerBody};
 use super::collect::{self, Collected, Read, declared_len};
 use super::decide::{Conclusion, HeadVerdict, answered, broke_off, head_verdict, no_answer};
-use super::lease::Lease;
+use super::lease::{Lease, Settlement};
 use super::poll::{Panic, alongside, catching};
-use super::{ready, stream};
+use super::stream;
 use crate::model::error::BoxError;
 use crate::model::record::RecordHead;
 use crate::policy::behaviour::Outcome;
-use crate::policy::verdict::Verdict;
 use crate::store::KeyStore;
 
 /// What came of calling the handler.
 enum Ran<R, E> {
-    /// The client of a waiter left before the handler was called.
-    NotRun,
-    NotReady(E),
-    Error(E),
-    /// Not to be read: an upgrade.
-    Upgraded(response::Parts, R),
-    Whole {
-        parts: response::Parts,
-        body: Collected,
-        verdict: Verdict,
+    Done {
+        answer: Result<Answer<R>, E>,
+        settlement: Settlement,
     },
-    Broken {
-        parts: response::Parts,
-        body: AnswerBody<R>,
-        verdict: Verdict,
-    },
-    /// Longer than may be recorded, by its own word.
-    TooLong {
-        parts: response::Parts,
-        body: R,
-        len: u64,
-        verdict: Verdict,
-    },
+    /// Its body is sent while it is recorded.
     Streaming(Streaming<R>),
 }
 
@@ -62,10 +47,11 @@ enum Next<R, E> {
     Stream(Streaming<R>),
 }
 
+/// `request` is taken when the handler is called.
 pub(super) async fn execute<K, S, Q, R>(
     lease: Lease<K>,
-    service: S,
-    request: Request<Q>,
+    service: &mut S,
+    request: &mut Option<Request<Q>>,
     waited: bool,
 ) -> Result<Answer<R>, S::Error>
 where
@@ -74,28 +60,44 @@ where
     R: Body,
     R::Error: Into<BoxError>,
 {
-    let concluded = async {
-        match catching(call(&lease, service, request, waited)).await {
-            Ok(ran) => conclude(&lease, ran).await,
-            Err(panic) => {
-                lease.settle(no_answer(lease.config.on_failure)).await;
-                Next::Panic(panic)
-            }
-        }
+    let next = {
+        let run = pin!(call(&lease, service, request, waited));
+        alongside(conclude(&lease, run), || lease.renew()).await
     };
-    match alongside(concluded, lease.renew()).await {
+    match next {
         Next::Answer(answer) => answer,
         Next::Panic(panic) => resume_unwind(panic),
         Next::Stream(streaming) => Ok(stream(lease, streaming)),
     }
 }
 
+/// Tells the store how the run ended, unless its end is yet to come.
+async fn conclude<K, R, E>(
+    lease: &Lease<K>,
+    run: Pin<&mut impl Future<Output = Ran<R, E>>>,
+) -> Next<R, E>
+where
+    K: KeyStore,
+{
+    let (settlement, mut next) = match catching(run).await {
+        Ok(Ran::Streaming(streaming)) => return Next::Stream(streaming),
+        Ok(Ran::Done { answer, settlement }) => (settlement, Next::Answer(answer)),
+        Err(panic) => (no_answer(lease.config.on_failure), Next::Panic(panic)),
+    };
+    let recorded = matches!(settlement, Conclusion::Record(_));
+    let acknowledged = lease.settle(settlement).await;
+    if let Next::Answer(Ok(answer)) = &mut next {
+        capture::mark(answer, lease.hold.attempt, recorded, acknowledged);
+    }
+    next
+}
+
 /// Calls the handler and reads its answer as far as it is to be read before its head is
 /// sent. Everything that can panic on the user's side is in here.
 async fn call<K, S, Q, R>(
     lease: &Lease<K>,
-    mut service: S,
-    request: Request<Q>,
+    service: &mut S,
+    request: &mut Option<Request<Q>>,
     waited: bool,
 ) -> Ran<R, S::Error>
 where
@@ -103,42 +105,72 @@ where
     R: Body,
     R::Error: Into<BoxError>,
 {
-    if let Err(error) = ready(&mut service).await {
-        return Ran::NotReady(error);
+    // It is ready when it comes, unless its caller had to wait: then it is a clone. To ask
+    // a ready one again does no harm.
+    if let Err(error) = poll_fn(|cx| service.poll_ready(cx)).await {
+        return Ran::Done {
+            answer: Err(error),
+            settlement: Conclusion::Release,
+        };
     }
-    if waited && lease.progress.is_client_gone() {
-        return Ran::NotRun;
-    }
-    let response = match service.call(request).await {
-        Ok(response) => response,
-        Err(error) => return Ran::Error(error),
+    // In a block: the future is gone, with the permits in it, when its answer is read.
+    let answered = {
+        let answering = pin!(match request.take() {
+            Some(request) if !(waited && lease.progress.is_client_gone()) => service.call(request),
+            _ => {
+                // Nobody is there to read it.
+                let answer = Ok(Response::new(AnswerBody::Whole(Collected::default())));
+                return Ran::Done {
+                    answer,
+                    settlement: Conclusion::Release,
+                };
+            }
+        });
+        answering.await
     };
+    match answered {
+        Ok(response) => judge(lease, response).await,
+        Err(error) => {
+            let settlement = no_answer(lease.config.on_failure);
+            Ran::Done {
+                answer: Err(error),
+                settlement,
+            }
+        }
+    }
+}
+
+async fn judge<K, R, E>(lease: &Lease<K>, response: Response<R>) -> Ran<R, E>
+where
+    R: Body,
+    R::Error: Into<BoxError>,
+{
+    let config = &*lease.config;
+    let on_failure = config.on_failure;
+    let done = |parts, body, settlement| {
+        let answer = Ok(Response::from_parts(parts, body));
+        Ran::Done { answer, settlement }
+    };
+
     let (parts, body) = response.into_parts();
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-        return Ran::Upgraded(parts, body);
+        return done(parts, AnswerBody::Original(body), Conclusion::Release);
     }
-    let policy = &*lease.config.record_when;
-    let head = head_verdict(&parts, policy);
+    let head = head_verdict(&parts, &*config.record_when);
     let hint = body.size_hint();
-    let limit = lease.config.response_body_limit as u64;
+    let mut begun = Collected::default();
     if body.is_end_stream() {
-        return Ran::Whole {
-            parts,
-            body: Collected::default(),
-            verdict: head.verdict,
-        };
+        let record = || capture::whole(&parts, &begun, config);
+        let settlement = answered(head.verdict, on_failure, record);
+        return done(parts, AnswerBody::Whole(begun), settlement);
     }
     let declared_len = declared_len(&parts.headers, &hint);
-    if let Some(len) = declared_len.filter(|&len| len > limit) {
-        let verdict = head.verdict;
-        return Ran::TooLong {
-            parts,
-            body,
-            len,
-            verdict,
-        };
+    if let Some(len) = declared_len.filter(|&len| len > config.response_body_limit as u64) {
+        let record = || capture::omitted(&parts, len, config);
+        let settlement = answered(head.verdict, on_failure, record);
+        return done(parts, AnswerBody::Original(body), settlement);
     }
-    let mut begun = Collected::default();
+    // A body whose hint lies has to move on in the middle of it.
     let mut body = Box::pin(body);
     let Some(expected) = hint.exact() else {
         return Ran::Streaming(Streaming {
@@ -151,28 +183,23 @@ where
     };
     match collect::response(body.as_mut(), expected, &mut begun).await {
         Read::Whole => {
-            let verdict = match begun.trailers() {
-                Some(trailers) if !head.is_final => policy.verdict_at_end(head.verdict, trailers),
-                _ => head.verdict,
-            };
-            Ran::Whole {
-                parts,
-                body: begun,
-                verdict,
-            }
+            let verdict = head.at_end(begun.trailers(), &*config.record_when);
+            let record = || capture::whole(&parts, &begun, config);
+            let settlement = answered(verdict, on_failure, record);
+            done(parts, AnswerBody::Whole(begun), settlement)
         }
         Read::Broken(error) => {
-            let missing = expected - begun.len() as u64;
-            let body = AnswerBody::Broken {
-                body: begun,
-                missing,
-                error,
-            };
-            Ran::Broken {
+            let missing = expected.saturating_sub(begun.len() as u64);
+            let settlement = broke_off(head.verdict, on_failure);
+            done(
                 parts,
-                body,
-                verdict: head.verdict,
-            }
+                AnswerBody::Broken {
+                    body: begun,
+                    missing,
+                    error,
+                },
+                settlement,
+            )
         }
         Read::Longer => {
             let declared_len = None;
@@ -185,57 +212,6 @@ where
             })
         }
     }
-}
-
-async fn conclude<K, R, E>(lease: &Lease<K>, ran: Ran<R, E>) -> Next<R, E>
-where
-    K: KeyStore,
-{
-    let config = &*lease.config;
-    let policy = config.on_failure;
-    let (mut parts, body, settlement) = match ran {
-        Ran::Streaming(streaming) => return Next::Stream(streaming),
-        Ran::NotRun => {
-            lease.settle(Conclusion::Release).await;
-            // Nobody is there to read it.
-            return Next::Answer(Ok(Response::new(AnswerBody::Whole(Collected::default()))));
-        }
-        Ran::NotReady(error) => {
-            lease.settle(Conclusion::Release).await;
-            return Next::Answer(Err(error));
-        }
-        Ran::Error(error) => {
-            lease.settle(no_answer(policy)).await;
-            return Next::Answer(Err(error));
-        }
-        Ran::Upgraded(parts, body) => (parts, AnswerBody::Original(body), Conclusion::Release),
-        Ran::Whole {
-            parts,
-            body,
-            verdict,
-        } => {
-            let settlement = answered(verdict, policy, || capture::whole(&parts, &body, config));
-            (parts, AnswerBody::Whole(body), settlement)
-        }
-        Ran::Broken {
-            parts,
-            body,
-            verdict,
-        } => (parts, body, broke_off(verdict, policy)),
-        Ran::TooLong {
-            parts,
-            body,
-            len,
-            verdict,
-        } => {
-            let settlement = answered(verdict, policy, || capture::omitted(&parts, len, config));
-            (parts, AnswerBody::Original(body), settlement)
-        }
-    };
-    let recorded = matches!(settlement, Conclusion::Record(_));
-    let acknowledged = lease.settle(settlement).await;
-    capture::mark(&mut parts, lease.hold.attempt, recorded, acknowledged);
-    Next::Answer(Ok(Response::from_parts(parts, body)))
 }
 
 fn stream<K: KeyStore, R>(lease: Lease<K>, streaming: Streaming<R>) -> Answer<R> {

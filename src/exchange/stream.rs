@@ -117,34 +117,32 @@ async fn keep<K: KeyStore>(
             let _ = settled.send(());
         }
     };
-    alongside(concluded, lease.renew()).await;
+    alongside(concluded, || lease.renew()).await;
 }
 
 fn settlement<K>(lease: &Lease<K>, streamed: Streamed, report: Report) -> Settlement {
     let Streamed {
         head,
-        verdict: HeadVerdict { verdict, is_final },
+        verdict,
         retention,
         declared_len,
     } = streamed;
-    let policy = lease.config.on_failure;
+    let on_failure = lease.config.on_failure;
     match report {
         Report::Whole { body, trailers } => {
-            let verdict = match &trailers {
-                Some(trailers) if !is_final => {
-                    let at_end = || lease.config.record_when.verdict_at_end(verdict, trailers);
-                    catch_unwind(AssertUnwindSafe(at_end)).unwrap_or(Verdict::Failed)
-                }
-                _ => verdict,
-            };
-            answered(verdict, policy, || {
+            let at_end = || verdict.at_end(trailers.as_ref(), &*lease.config.record_when);
+            // A policy that panics has not said that the answer is final.
+            let verdict = catch_unwind(AssertUnwindSafe(at_end)).unwrap_or(Verdict::Failed);
+            answered(verdict, on_failure, || {
                 (
                     head.with_body([&body[..]].into_iter(), trailers.as_ref()),
                     retention,
                 )
             })
         }
-        Report::Omitted => answered(verdict, policy, || (head.omitted(declared_len), retention)),
-        Report::Broken => broke_off(verdict, policy),
+        Report::Omitted => answered(verdict.verdict, on_failure, || {
+            (head.omitted(declared_len), retention)
+        }),
+        Report::Broken => broke_off(verdict.verdict, on_failure),
     }
 }

@@ -1,6 +1,7 @@
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use http::HeaderValue;
@@ -31,8 +32,40 @@ use super::structured;
 ///
 /// A value that begins with `"` must parse as a String (its parameters are ignored). A
 /// bare value is visible ASCII without `"`, `,`, `;` and `\`, and without space.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct IdempotencyKey(Arc<str>);
+#[derive(Clone)]
+pub struct IdempotencyKey(Text);
+
+/// The usual key is a UUID, which is not worth an allocation.
+#[derive(Clone)]
+enum Text {
+    Short { len: u8, bytes: [u8; Text::SHORT] },
+    Long(Arc<str>),
+}
+
+impl Text {
+    const SHORT: usize = 38;
+
+    fn new(text: &str) -> Self {
+        let mut bytes = [0; Self::SHORT];
+        match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {
+            (Some(place), Ok(len)) => {
+                place.copy_from_slice(text.as_bytes());
+                Self::Short { len, bytes }
+            }
+            _ => Self::Long(Arc::from(text)),
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        match self {
+            // It was a whole string when it came in.
+            Self::Short { len, bytes } => {
+                std::str::from_utf8(&bytes[..usize::from(*len)]).unwrap_or_default()
+            }
+            Self::Long(text) => text,
+        }
+    }
+}
 
 impl IdempotencyKey {
     /// The longest key, in bytes, after unquoting.
@@ -57,12 +90,26 @@ impl IdempotencyKey {
                 "it holds a byte that is not printable ASCII",
             ));
         }
-        Ok(Self(Arc::from(text)))
+        Ok(Self(Text::new(text)))
     }
 
     /// The key's text, unquoted.
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
+    }
+}
+
+impl PartialEq for IdempotencyKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for IdempotencyKey {}
+
+impl Hash for IdempotencyKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
     }
 }
 

@@ -1,0 +1,258 @@
+//! What the layer costs, beside the same service without it.
+//!
+//! `cargo bench --bench layer` lets criterion time every variant, and then prints one
+//! table: all variants in turn in one process, as ratios to the bare service, with the
+//! allocations of one request. Ratios of one run compare; absolute times of a shared
+//! machine do not.
+
+use std::convert::Infallible;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use axum::routing::post;
+use axum::{Router, http::StatusCode};
+use criterion::{BenchmarkId, Criterion, criterion_group};
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use tokio::runtime::Runtime;
+use tower::util::BoxCloneSyncService;
+use tower::{Service, ServiceExt};
+use tower_idempotency::store::MemoryStore;
+use tower_idempotency::{IdempotencyLayer, SharedByAllCallers};
+
+const SIZES: [(&str, usize); 3] = [("256 B", 256), ("16 KiB", 16 << 10), ("1 MiB", 1 << 20)];
+
+/// What is asked of the service.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Variant {
+    /// The service alone, with a key that nobody reads.
+    NoLayer,
+    /// A layer that does nothing but box its future: what any such layer costs in axum.
+    Boxed,
+    PassThrough,
+    FirstRun,
+    Replay,
+    Conflict,
+}
+
+const VARIANTS: [Variant; 6] = [
+    Variant::NoLayer,
+    Variant::Boxed,
+    Variant::PassThrough,
+    Variant::FirstRun,
+    Variant::Replay,
+    Variant::Conflict,
+];
+
+type App = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+fn app(variant: Variant) -> App {
+    let app = Router::new().route(
+        "/echo",
+        post(async |body: Bytes| (StatusCode::CREATED, body)),
+    );
+    let app = match variant {
+        Variant::NoLayer => app,
+        Variant::Boxed => app.layer(tower::layer::layer_fn(Boxing)),
+        Variant::Conflict => Router::new()
+            .route(
+                "/echo",
+                post(async |_: Bytes| std::future::pending::<()>().await),
+            )
+            .layer(layer()),
+        Variant::PassThrough | Variant::FirstRun | Variant::Replay => app.layer(layer()),
+    };
+    BoxCloneSyncService::new(app)
+}
+
+fn layer() -> IdempotencyLayer<MemoryStore> {
+    IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
+}
+
+#[derive(Clone)]
+struct Boxing<S>(S);
+
+impl<S: Service<R, Future: Send + 'static>, R> Service<R> for Boxing<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(
+        &mut self,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        Box::pin(self.0.call(request))
+    }
+}
+
+fn request(variant: Variant, body: &Bytes, number: u64) -> Request<Body> {
+    let key = match variant {
+        Variant::Replay | Variant::Conflict => u64::MAX,
+        _ => number,
+    };
+    let name = match variant {
+        Variant::PassThrough => "x-no-idempotency-key",
+        _ => "idempotency-key",
+    };
+    Request::post("/echo")
+        .header(name, format!("8e03978e-40d5-43dd-bc93-{key:020}"))
+        .header("content-type", "application/octet-stream")
+        .body(Body::from(body.clone()))
+        .expect("the parts of the request are sound")
+}
+
+async fn send(app: &App, request: Request<Body>) -> usize {
+    let response = app
+        .clone()
+        .oneshot(request)
+        .await
+        .unwrap_or_else(|never| match never {});
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .expect("no body breaks off here");
+    body.to_bytes().len()
+}
+
+/// A service with its runtime, in the state that the variant is about.
+struct Scene {
+    runtime: Runtime,
+    app: App,
+    variant: Variant,
+    body: Bytes,
+    sent: u64,
+}
+
+impl Scene {
+    fn new(variant: Variant, size: usize) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime can be had");
+        let body = Bytes::from(vec![b'x'; size]);
+        let app = app(variant);
+        match variant {
+            Variant::Conflict => {
+                let first = app.clone().oneshot(request(variant, &body, 0));
+                runtime.spawn(first);
+                runtime.block_on(async { tokio::time::sleep(Duration::from_millis(5)).await });
+            }
+            _ => {
+                runtime.block_on(send(&app, request(variant, &body, u64::MAX)));
+            }
+        }
+        Self {
+            runtime,
+            app,
+            variant,
+            body,
+            sent: 0,
+        }
+    }
+
+    fn time(&mut self, iterations: u64) -> Duration {
+        let requests: Vec<_> = (0..iterations)
+            .map(|number| request(self.variant, &self.body, self.sent + number))
+            .collect();
+        self.sent += iterations;
+        self.runtime.block_on(async {
+            let began = Instant::now();
+            for request in requests {
+                black_box(send(&self.app, request).await);
+            }
+            began.elapsed()
+        })
+    }
+
+    fn allocations(&mut self) -> u64 {
+        let request = request(self.variant, &self.body, u64::MAX - 1);
+        let info = allocation_counter::measure(|| {
+            self.runtime.block_on(send(&self.app, request));
+        });
+        info.count_total
+    }
+}
+
+/// Records of a megabyte are kept, so no scene may live for long.
+fn batch(size: usize) -> u64 {
+    (64 << 20) / (size as u64).max(16 << 10)
+}
+
+fn timed_by_criterion(criterion: &mut Criterion) {
+    for (name, size) in SIZES {
+        let mut group = criterion.benchmark_group(name);
+        group
+            .sample_size(10)
+            .measurement_time(Duration::from_secs(1));
+        group.warm_up_time(Duration::from_millis(300));
+        for variant in VARIANTS {
+            group.bench_function(
+                BenchmarkId::from_parameter(format!("{variant:?}")),
+                |bencher| {
+                    bencher.iter_custom(|mut iterations| {
+                        let mut total = Duration::ZERO;
+                        while iterations > 0 {
+                            let now = iterations.min(batch(size));
+                            total += Scene::new(variant, size).time(now);
+                            iterations -= now;
+                        }
+                        total
+                    });
+                },
+            );
+        }
+        group.finish();
+    }
+}
+
+/// All variants in turn, many times over: what disturbs the machine disturbs them alike.
+fn table() {
+    println!(
+        "\n| body | variant | median ns | ratio to no layer | allocations (+ over no layer) |"
+    );
+    println!("|---|---|---:|---:|---:|");
+    for (name, size) in SIZES {
+        let per_round = (batch(size) / 8).clamp(4, 256);
+        let rounds = if size > 1 << 16 { 41 } else { 201 };
+        let mut times = VARIANTS.map(|_| Vec::with_capacity(rounds));
+        for _ in 0..rounds {
+            for (variant, times) in VARIANTS.into_iter().zip(&mut times) {
+                let mut scene = Scene::new(variant, size);
+                scene.time(2);
+                times.push(scene.time(per_round).as_nanos() as f64 / per_round as f64);
+            }
+        }
+        let allocations = VARIANTS.map(|variant| Scene::new(variant, size).allocations());
+        let medians = times.map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            times[times.len() / 2]
+        });
+        for ((variant, median), count) in VARIANTS.into_iter().zip(medians).zip(allocations) {
+            println!(
+                "| {name} | {variant:?} | {median:.0} | {:.2} | {count} (+{}) |",
+                median / medians[0],
+                count as i64 - allocations[0] as i64,
+            );
+        }
+    }
+}
+
+criterion_group!(benches, timed_by_criterion);
+
+fn main() {
+    // As a test, each variant runs once.
+    let testing = std::env::args().any(|argument| argument == "--test");
+    if !std::env::args().any(|argument| argument == "--table") {
+        benches();
+    }
+    if !testing {
+        table();
+    }
+    Criterion::default().configure_from_args().final_summary();
+}
