@@ -2,8 +2,8 @@
 //!
 //! `cargo bench --bench layer` lets criterion time every variant, and then prints one
 //! table: all variants in turn in one process, as ratios to the bare service, with the
-//! allocations of one request. Ratios of one run compare; absolute times of a shared
-//! machine do not.
+//! allocations of one request. `-- --table` prints the table alone. Ratios of one run
+//! compare; absolute times of a shared machine do not.
 
 use std::convert::Infallible;
 use std::hint::black_box;
@@ -170,18 +170,43 @@ impl Scene {
         })
     }
 
-    fn allocations(&mut self) -> u64 {
-        let request = request(self.variant, &self.body, u64::MAX - 1);
-        let info = allocation_counter::measure(|| {
-            self.runtime.block_on(send(&self.app, request));
-        });
-        info.count_total
+    /// A new one in its place, once too much is on record.
+    fn renewed(self) -> Self {
+        let size = self.body.len();
+        let kept = if self.variant == Variant::FirstRun {
+            self.sent
+        } else {
+            0
+        };
+        if kept * size.max(512) as u64 > 256 << 20 {
+            Self::warm(self.variant, size)
+        } else {
+            self
+        }
     }
-}
 
-/// Records of a megabyte are kept, so no scene may live for long.
-fn batch(size: usize) -> u64 {
-    (64 << 20) / (size as u64).max(16 << 10)
+    /// As in a service that has run for a while: the tables of the store have grown.
+    fn warm(variant: Variant, size: usize) -> Self {
+        let mut scene = Self::new(variant, size);
+        scene.time((16 << 20) / (size as u64).max(1 << 10));
+        scene
+    }
+
+    /// Of the median request: now and then one meets a table that has to grow.
+    fn allocations(&mut self) -> u64 {
+        let mut counts: Vec<_> = (0..51)
+            .map(|_| {
+                let request = request(self.variant, &self.body, self.sent);
+                self.sent += 1;
+                let counted = allocation_counter::measure(|| {
+                    self.runtime.block_on(send(&self.app, request));
+                });
+                counted.count_total
+            })
+            .collect();
+        counts.sort_unstable();
+        counts[counts.len() / 2]
+    }
 }
 
 fn timed_by_criterion(criterion: &mut Criterion) {
@@ -195,11 +220,16 @@ fn timed_by_criterion(criterion: &mut Criterion) {
             group.bench_function(
                 BenchmarkId::from_parameter(format!("{variant:?}")),
                 |bencher| {
+                    let mut scene = Some(Scene::warm(variant, size));
                     bencher.iter_custom(|mut iterations| {
                         let mut total = Duration::ZERO;
                         while iterations > 0 {
-                            let now = iterations.min(batch(size));
-                            total += Scene::new(variant, size).time(now);
+                            let now = iterations.min(per_round(size));
+                            let mut current = scene
+                                .take()
+                                .map_or_else(|| Scene::warm(variant, size), Scene::renewed);
+                            total += current.time(now);
+                            scene = Some(current);
                             iterations -= now;
                         }
                         total
@@ -211,33 +241,39 @@ fn timed_by_criterion(criterion: &mut Criterion) {
     }
 }
 
+/// Requests are made ahead, so that only their service is timed.
+fn per_round(size: usize) -> u64 {
+    ((8 << 20) / size as u64).clamp(4, 256)
+}
+
 /// All variants in turn, many times over: what disturbs the machine disturbs them alike.
 fn table() {
-    println!(
-        "\n| body | variant | median ns | ratio to no layer | allocations (+ over no layer) |"
-    );
+    println!("\n| body | variant | median ns | ratio to no layer | allocations (over no layer) |");
     println!("|---|---|---:|---:|---:|");
     for (name, size) in SIZES {
-        let per_round = (batch(size) / 8).clamp(4, 256);
-        let rounds = if size > 1 << 16 { 41 } else { 201 };
+        let rounds = if size > 1 << 16 { 41 } else { 301 };
+        let requests = per_round(size);
+        let mut scenes = VARIANTS.map(|variant| Some(Scene::warm(variant, size)));
         let mut times = VARIANTS.map(|_| Vec::with_capacity(rounds));
         for _ in 0..rounds {
-            for (variant, times) in VARIANTS.into_iter().zip(&mut times) {
-                let mut scene = Scene::new(variant, size);
-                scene.time(2);
-                times.push(scene.time(per_round).as_nanos() as f64 / per_round as f64);
+            for (scene, times) in scenes.iter_mut().zip(&mut times) {
+                *scene = scene.take().map(|scene| {
+                    let mut scene = scene.renewed();
+                    times.push(scene.time(requests).as_nanos() as f64 / requests as f64);
+                    scene
+                });
             }
         }
-        let allocations = VARIANTS.map(|variant| Scene::new(variant, size).allocations());
+        let counts = scenes.map(|scene| scene.map_or(0, |mut scene| scene.allocations()));
         let medians = times.map(|mut times| {
             times.sort_by(f64::total_cmp);
             times[times.len() / 2]
         });
-        for ((variant, median), count) in VARIANTS.into_iter().zip(medians).zip(allocations) {
+        for ((variant, median), count) in VARIANTS.into_iter().zip(medians).zip(counts) {
             println!(
                 "| {name} | {variant:?} | {median:.0} | {:.2} | {count} (+{}) |",
                 median / medians[0],
-                count as i64 - allocations[0] as i64,
+                count - counts[0],
             );
         }
     }
@@ -246,13 +282,13 @@ fn table() {
 criterion_group!(benches, timed_by_criterion);
 
 fn main() {
-    // As a test, each variant runs once.
-    let testing = std::env::args().any(|argument| argument == "--test");
-    if !std::env::args().any(|argument| argument == "--table") {
+    let has = |wanted: &str| std::env::args().any(|argument| argument == wanted);
+    if !has("--table") {
         benches();
+        Criterion::default().configure_from_args().final_summary();
     }
-    if !testing {
+    // Run as a test, every variant runs once, and there is nothing to compare.
+    if !has("--test") {
         table();
     }
-    Criterion::default().configure_from_args().final_summary();
 }
