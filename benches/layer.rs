@@ -288,7 +288,7 @@ fn main() {
         Criterion::default().configure_from_args().final_summary();
     }
     // Run as a test, every variant runs once, and there is nothing to compare.
-    if !has("--test") {
+    if has("--bench") {
         table();
     }
 }

@@ -1,4 +1,52 @@
 //! Makes HTTP APIs safe to retry.
+//!
+//! A [`tower::Layer`] that reads the `Idempotency-Key` of a request, fingerprints the
+//! request, claims the key in a [store], runs the handler once, records the answer for 24
+//! hours and replays it to every retry.
+//!
+//! ```
+//! use axum::{Router, routing::post};
+//! use tower_idempotency::store::MemoryStore;
+//! use tower_idempotency::{IdempotencyLayer, by_trusted_header};
+//!
+//! // Whose key it is: here from a header that the proxy in front sets.
+//! let layer = IdempotencyLayer::new(MemoryStore::new(), by_trusted_header("x-account"));
+//! let app: Router = Router::new()
+//!     .route("/payments", post(async || "paid"))
+//!     .route_layer(layer);
+//! # let _ = app;
+//! ```
+//!
+//! # What is where
+//!
+//! - [`IdempotencyLayer`] and its options; [`Idempotency`], the service it makes.
+//! - What a handler gets and gives: [`Operation`] in the request's extensions, [`Verdict`]
+//!   and [`Retention`] in the response's.
+//! - What to do when things go wrong: [`FailurePolicy`], [`ConflictPolicy`],
+//!   [`OutagePolicy`].
+//! - What can be swapped: [`KeyExtractor`], [`ScopeExtractor`], [`Fingerprinter`],
+//!   [`RecordPolicy`], [`RejectionResponse`], each with a `*_fn` that takes a closure.
+//! - [`store`]: the contract of a store, the stores, and a test suite for your own.
+//! - [`Outcome`] in the response's extensions, for layers outside; [`InFlight`], for a
+//!   graceful shutdown; [`header`], for CORS lists and clients.
+//!
+//! # How it differs from a cache, a lock and a rate limit
+//!
+//! A cache may forget, and may answer two misses with two runs. A lock that times out lets
+//! a second holder in beside the first. Here a key is claimed in one atomic step, the claim
+//! is renewed while the handler runs, whoever was taken over can neither record nor release,
+//! and once an answer is on record the handler does not run again until retention ends.
+//!
+//! # Hazards in deployment
+//!
+//! - The [scope](ScopeExtractor) must name the principal whose permissions decide.
+//! - Authentication belongs outside of this layer: a replay does not reach the handler.
+//! - A handler that fails after its effect applies it again under
+//!   [`FailurePolicy::RunAgain`], unless it hands [`Operation::child_key`] on.
+//! - An exchange outlives its connection. Wait for [`InFlight::idle`] before you exit, and
+//!   bound what is under way by
+//!   [`max_in_flight`](IdempotencyLayer::max_in_flight).
+//! - It needs a tokio runtime with its timer.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
@@ -46,3 +94,7 @@ pub mod header {
     /// Response: `omitted` on a replay whose body was not recorded.
     pub const IDEMPOTENCY_BODY: HeaderName = crate::exchange::IDEMPOTENCY_BODY;
 }
+
+#[cfg(all(doctest, feature = "memory"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -124,3 +124,6 @@ pub(super) fn head_verdict(answer: &response::Parts, policy: &dyn RecordPolicy) 
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

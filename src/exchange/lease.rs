@@ -117,10 +117,14 @@ impl<K: KeyStore> Lease<K> {
 
     /// A lost answer is settled by asking again: every call is idempotent by owner.
     async fn attempt_twice(&self, settlement: &mut Settlement) -> Result<bool, StoreError> {
-        match self.attempt(settlement).await {
-            Ok(acknowledged) => Ok(acknowledged),
-            Err(_) => self.attempt(settlement).await,
-        }
+        let error = match self.attempt(settlement).await {
+            Ok(acknowledged) => return Ok(acknowledged),
+            Err(error) => error,
+        };
+        let acknowledged = self.attempt(settlement).await?;
+        // A key that was let go by the first call is not this owner's at the second.
+        let let_go = !matches!(settlement, Conclusion::Record(_));
+        Ok(acknowledged || (let_go && error.kind() == StoreErrorKind::Ambiguous))
     }
 
     async fn attempt(&self, settlement: &mut Settlement) -> Result<bool, StoreError> {
