@@ -1,7 +1,7 @@
 //! One record, and what the contract says of it: no lock, no counter, no clock.
 //!
-//! Every method but [`Entry::has_expired`] takes for granted that the record has not
-//! expired: who finds one that has treats it as absent.
+//! The methods that act for a caller take for granted that the record has not expired: who
+//! finds one that [has](Entry::has_expired) treats it as absent.
 
 use std::time::Duration;
 

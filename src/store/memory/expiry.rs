@@ -75,6 +75,11 @@ impl Expiry {
         removed
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        (0..SHARDS).map(|shard| self.lock(shard).len()).sum()
+    }
+
     fn lock(&self, shard: usize) -> MutexGuard<'_, Queue> {
         self.queues[shard]
             .lock()

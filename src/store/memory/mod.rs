@@ -4,6 +4,8 @@ mod entry;
 mod expiry;
 mod room;
 mod shared;
+#[cfg(test)]
+mod tests;
 mod time;
 
 use std::fmt;
@@ -12,8 +14,6 @@ use std::time::Duration;
 
 use self::room::Room;
 use self::shared::Shared;
-#[cfg(doc)]
-use super::StoreErrorKind;
 use super::{
     ClaimRequest, Claimed, Completion, Forgot, Hold, KeyStore, Ownership, Record, RecordId,
     Snapshot, StoreError,
@@ -26,8 +26,8 @@ use super::{
 /// instances share and that outlives them.
 ///
 /// It is bounded. Where there is no room, expired records go first; then new claims are
-/// refused with [`StoreErrorKind::Full`] or [`StoreErrorKind::Quota`]. A record that has
-/// not expired is never evicted, since its request would run again.
+/// refused with [`Full`] or [`Quota`]. A record that has not expired is never evicted,
+/// since its request would run again.
 ///
 /// Expired records are cleared away by the claims that come after them. Where traffic may
 /// stop and memory is to be given back all the same, call
@@ -35,6 +35,9 @@ use super::{
 /// microsecond a record, and next to nothing when none has expired.
 ///
 /// Clones are cheap and share their records. Options are set before the first clone.
+///
+/// [`Full`]: super::StoreErrorKind::Full
+/// [`Quota`]: super::StoreErrorKind::Quota
 ///
 /// ```
 /// use tower_idempotency::store::{
@@ -82,9 +85,8 @@ impl MemoryStore {
     }
 
     /// 1,000,000: how many records are kept. A claim that would add one more is refused
-    /// with [`StoreErrorKind::Full`].
-    ///
-    /// Besides its answer a record takes about 250 bytes.
+    /// with [`Full`](super::StoreErrorKind::Full). Besides the bytes of its answer a record
+    /// takes about 300.
     ///
     /// # Panics
     ///
@@ -103,10 +105,10 @@ impl MemoryStore {
     /// 268,435,456 (256 MiB): how many bytes of answers are kept, counted as
     /// [`Record::as_bytes`] has them: head, header fields and body.
     ///
-    /// An answer that does not fit is refused with [`StoreErrorKind::Full`], unless it [is
-    /// without its body](Record::is_omitted): then it is kept past the bound, so that the
-    /// fact of completion is never lost. While the bound is reached or passed, new claims
-    /// are refused.
+    /// An answer that does not fit is refused with [`Full`](super::StoreErrorKind::Full),
+    /// unless it [is without its body](Record::is_omitted): then it is kept past the bound,
+    /// so that the fact of completion is never lost. While the bound is reached or passed,
+    /// new claims are refused.
     ///
     /// # Panics
     ///
@@ -123,7 +125,8 @@ impl MemoryStore {
     }
 
     /// Unbounded: how many records one scope may have. A claim that would add one more is
-    /// refused with [`StoreErrorKind::Quota`], so that one caller cannot fill the store.
+    /// refused with [`Quota`](super::StoreErrorKind::Quota), so that one caller cannot fill
+    /// the store.
     ///
     /// # Panics
     ///

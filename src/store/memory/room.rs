@@ -10,7 +10,7 @@ use crate::model::record::Record;
 use crate::model::scope::ScopeId;
 
 /// Counts what is in the map. Room is taken before a record goes in and given back after
-/// it has come out, so that a bound is never passed, not even for a moment.
+/// it has come out, so that what may be refused never passes a bound, not for a moment.
 pub(super) struct Room {
     records: AtomicUsize,
     bytes: AtomicUsize,
@@ -48,6 +48,13 @@ impl Room {
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    pub(super) fn scopes(&self) -> usize {
+        self.scopes
+            .as_ref()
+            .map_or(0, |scopes| scopes.records.len())
     }
 
     /// Takes the room of a new record. What it returns goes into the record.

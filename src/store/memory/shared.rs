@@ -33,7 +33,7 @@ const BATCH_OF_A_CLAIM: usize = 4;
 pub(super) struct Shared {
     records: DashMap<RecordId, Box<Entry>, BuildHasherDefault<OwnBits>>,
     pub(super) room: Room,
-    expiry: Expiry,
+    pub(super) expiry: Expiry,
     waiters: Box<[Notify]>,
     start: Instant,
 }
