@@ -63,7 +63,8 @@ fn app(variant: Variant) -> App {
             .layer(layer()),
         Variant::PassThrough | Variant::FirstRun | Variant::Replay => app.layer(layer()),
     };
-    BoxCloneSyncService::new(app)
+    // As a server has it: axum resolves the handlers once, and not for every request.
+    BoxCloneSyncService::new(app.with_state(()))
 }
 
 fn layer() -> IdempotencyLayer<MemoryStore> {

@@ -9,7 +9,7 @@ use http::{Response, response};
 use super::collect::Collected;
 use super::stream::Recorder;
 use crate::model::error::BoxError;
-use crate::model::record::RecordHead;
+use crate::model::record::Source;
 use crate::policy::behaviour::Outcome;
 use crate::policy::config::Config;
 use crate::policy::verdict::Retention;
@@ -65,9 +65,11 @@ pub(super) fn whole(
     body: &Collected,
     config: &Config,
 ) -> (Record, Duration) {
-    let record = RecordHead::new(parts, config.replay_cookies, body.len())
-        .with_body(body.frames(), body.trailers());
-    (record, retention(parts, config))
+    let source = Source::of(parts, config.replay_cookies);
+    (
+        source.with_body(body.frames(), body.trailers()),
+        retention(parts, config),
+    )
 }
 
 pub(super) fn omitted(
@@ -75,8 +77,8 @@ pub(super) fn omitted(
     body_len: u64,
     config: &Config,
 ) -> (Record, Duration) {
-    let head = RecordHead::new(parts, config.replay_cookies, 0);
-    (head.omitted(Some(body_len)), retention(parts, config))
+    let source = Source::of(parts, config.replay_cookies);
+    (source.omitted(Some(body_len)), retention(parts, config))
 }
 
 pub(super) fn retention(parts: &response::Parts, config: &Config) -> Duration {

@@ -223,7 +223,7 @@ fn stream<K: KeyStore, R>(lease: Lease<K>, streaming: Streaming<R>) -> Answer<R>
         declared_len,
     } = streaming;
     let streamed = stream::Streamed {
-        head: RecordHead::new(&parts, lease.config.replay_cookies, 0),
+        head: RecordHead::new(&parts, lease.config.replay_cookies),
         verdict,
         retention: capture::retention(&parts, &lease.config),
         declared_len,

@@ -135,13 +135,14 @@ fn settlement<K>(lease: &Lease<K>, streamed: Streamed, report: Report) -> Settle
             let verdict = catch_unwind(AssertUnwindSafe(at_end)).unwrap_or(Verdict::Failed);
             answered(verdict, on_failure, || {
                 (
-                    head.with_body([&body[..]].into_iter(), trailers.as_ref()),
+                    head.source()
+                        .with_body([&body[..]].into_iter(), trailers.as_ref()),
                     retention,
                 )
             })
         }
         Report::Omitted => answered(verdict.verdict, on_failure, || {
-            (head.omitted(declared_len), retention)
+            (head.source().omitted(declared_len), retention)
         }),
         Report::Broken => broke_off(verdict.verdict, on_failure),
     }

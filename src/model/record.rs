@@ -1,7 +1,8 @@
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, Version, response};
 
@@ -10,10 +11,11 @@ use super::wire::{self, Head, Reader};
 
 /// A final answer as a store keeps it: status, header fields, body, trailers.
 ///
-/// It is one allocation of exactly its size, shared by every replay, and it is never a
-/// slice of a network buffer, which would be kept alive as a whole. [`as_bytes`] is what
-/// a persistent store writes and [`from_bytes`] what it reads; the format is versioned,
-/// and a version that is not known is an error, never a reason to run a request again.
+/// It is one allocation of exactly its size, shared by every clone and every replay, and
+/// never a slice of a network buffer, which would be kept alive as a whole. [`as_bytes`]
+/// is what a persistent store writes and [`from_bytes`] what it reads; the format is
+/// versioned, and a version that is not known is an error, never a reason to run a request
+/// again.
 ///
 /// [`as_bytes`]: Self::as_bytes
 /// [`from_bytes`]: Self::from_bytes
@@ -24,14 +26,31 @@ use super::wire::{self, Head, Reader};
 ///
 /// let answer = Response::builder().status(201).header("location", "/payments/7").body("paid")?;
 /// let record = Record::new(&answer);
-/// let read_back = Record::from_bytes(record.as_bytes().clone())?;
+/// let read_back = Record::from_bytes(record.as_bytes().to_vec().into())?;
 /// assert_eq!(read_back, record);
 /// assert_eq!(read_back.status(), 201);
 /// assert_eq!(read_back.body(), "paid");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, PartialEq, Eq)]
-pub struct Record(Bytes);
+#[derive(Clone)]
+pub struct Record(Packed);
+
+#[derive(Clone)]
+enum Packed {
+    /// Made here.
+    Own(Arc<[u8]>),
+    /// Read from a store.
+    Read(Bytes),
+}
+
+impl Packed {
+    fn share(&self) -> Bytes {
+        match self {
+            Self::Own(bytes) => Bytes::from_owner(Arc::clone(bytes)),
+            Self::Read(bytes) => bytes.clone(),
+        }
+    }
+}
 
 /// The parts of a record that an answer is made of.
 pub(crate) struct Decoded {
@@ -51,15 +70,15 @@ impl Record {
     /// those that are computed anew (`Content-Length`, `Transfer-Encoding`, `Date`,
     /// `Age`), and `Set-Cookie`.
     pub fn new<B: AsRef<[u8]>>(answer: &Response<B>) -> Self {
-        let (parts, ()) = {
-            let mut head = Response::new(());
-            *head.status_mut() = answer.status();
-            *head.version_mut() = answer.version();
-            head.headers_mut().clone_from(answer.headers());
-            head.into_parts()
+        let head = Source {
+            status: answer.status(),
+            version: answer.version(),
+            fields: Fields::Of {
+                headers: answer.headers(),
+                keep_cookies: false,
+            },
         };
-        let body = answer.body().as_ref();
-        RecordHead::new(&parts, false, body.len()).with_body([body].into_iter(), None)
+        head.with_body([answer.body().as_ref()].into_iter(), None)
     }
 
     /// A record from what a store kept of [`as_bytes`](Self::as_bytes). Nothing is
@@ -70,7 +89,7 @@ impl Record {
     /// [`Corrupt`](StoreErrorKind::Corrupt) when the bytes are cut short, of another
     /// format version, or no answer that could be sent.
     pub fn from_bytes(bytes: Bytes) -> Result<Self, StoreError> {
-        let record = Self(bytes);
+        let record = Self(Packed::Read(bytes));
         match record.try_decode() {
             Some(_) => Ok(record),
             None => Err(StoreErrorKind::Corrupt.into()),
@@ -78,8 +97,11 @@ impl Record {
     }
 
     /// The stored form.
-    pub const fn as_bytes(&self) -> &Bytes {
-        &self.0
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.0 {
+            Packed::Own(bytes) => bytes,
+            Packed::Read(bytes) => bytes,
+        }
     }
 
     /// The status of the answer.
@@ -129,8 +151,13 @@ impl Record {
 
     /// The same answer without its body, for a store that cannot take it whole.
     pub(crate) fn omitted(&self) -> Self {
-        let head_end = self.head_end().unwrap_or(self.0.len());
-        RecordHead(self.0[..head_end].to_vec()).omitted(self.body_len())
+        let fields = self.encoded_fields().unwrap_or_default();
+        let head = Source {
+            status: self.status(),
+            version: self.version(),
+            fields: Fields::Encoded(fields),
+        };
+        head.omitted(self.body_len())
     }
 
     pub(crate) fn decode(&self) -> Decoded {
@@ -146,35 +173,43 @@ impl Record {
     }
 
     fn head(&self) -> Option<Head> {
-        Reader::new(&self.0).head()
+        Reader::new(self.as_bytes()).head()
     }
 
-    fn head_end(&self) -> Option<usize> {
-        let mut reader = Reader::new(&self.0);
+    fn encoded_fields(&self) -> Option<&[u8]> {
+        let mut reader = Reader::new(self.as_bytes());
         reader.head()?;
+        let begin = reader.position();
         reader.skip_fields()?;
-        Some(reader.position())
+        self.as_bytes().get(begin..reader.position())
     }
 
     fn try_decode(&self) -> Option<Decoded> {
-        let mut reader = Reader::new(&self.0);
-        let head = reader.head()?;
-        let headers = reader.fields()?;
-        let trailers = reader.fields()?;
-        let trailers = match (head.has_trailers, trailers.is_empty()) {
+        let bytes = self.0.share();
+        let mut reader = Reader::new(&bytes);
+        let Head {
+            status,
+            version,
+            omitted,
+            has_trailers,
+            body_len,
+            ..
+        } = reader.head()?;
+        let headers = reader.fields(&bytes)?;
+        let trailers = reader.fields(&bytes)?;
+        let trailers = match (has_trailers, trailers.is_empty()) {
             (true, _) => Some(trailers),
             (false, true) => None,
             (false, false) => return None,
         };
         reader.skip_extensions()?;
-        let body = reader.rest();
-        let Head {
-            status,
-            version,
-            omitted,
-            ..
-        } = head;
-        (!omitted || body.is_empty()).then_some(Decoded {
+        let body = bytes.slice(reader.position()..);
+        let whole = if omitted {
+            body.is_empty()
+        } else {
+            body_len == Some(body.len() as u64)
+        };
+        whole.then_some(Decoded {
             status,
             version,
             omitted,
@@ -185,65 +220,157 @@ impl Record {
     }
 }
 
+impl PartialEq for Record {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Record {}
+
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Record")
             .field("status", &self.status())
-            .field("bytes", &self.0.len())
+            .field("bytes", &self.as_bytes().len())
             .field("omitted", &self.is_omitted())
             .finish_non_exhaustive()
     }
 }
 
 /// The head of an answer, encoded while it is still at hand; the body follows later.
-pub(crate) struct RecordHead(Vec<u8>);
+pub(crate) struct RecordHead {
+    status: StatusCode,
+    version: Version,
+    fields: Vec<u8>,
+}
 
 impl RecordHead {
-    /// `body_len` is the room to leave for a body, where its size is known already.
-    pub(crate) fn new(parts: &response::Parts, keep_cookies: bool, body_len: usize) -> Self {
-        let fields = || recorded(&parts.headers, keep_cookies);
-        let tail = 2 + 2 + body_len;
-        let mut bytes = Vec::with_capacity(22 + wire::fields_len(fields()) + tail);
-        let head = Head {
+    pub(crate) fn new(parts: &response::Parts, keep_cookies: bool) -> Self {
+        let mut fields = Vec::new();
+        Fields::Of {
+            headers: &parts.headers,
+            keep_cookies,
+        }
+        .put(&mut fields);
+        Self {
             status: parts.status,
             version: parts.version,
-            recorded_at_ms: now_ms(),
-            body_len: None,
-            omitted: false,
-            has_trailers: false,
-        };
-        wire::put_head(&mut bytes, &head);
-        wire::put_fields(&mut bytes, fields());
-        Self(bytes)
+            fields,
+        }
     }
 
-    pub(crate) fn with_body<'a>(
-        self,
-        frames: impl Iterator<Item = &'a [u8]> + Clone,
+    pub(crate) fn source(&self) -> Source<'_> {
+        let fields = Fields::Encoded(&self.fields);
+        Source {
+            status: self.status,
+            version: self.version,
+            fields,
+        }
+    }
+}
+
+/// Where a record takes its head from.
+pub(crate) struct Source<'a> {
+    status: StatusCode,
+    version: Version,
+    fields: Fields<'a>,
+}
+
+enum Fields<'a> {
+    Of {
+        headers: &'a HeaderMap,
+        keep_cookies: bool,
+    },
+    Encoded(&'a [u8]),
+}
+
+impl Fields<'_> {
+    fn len(&self) -> usize {
+        match *self {
+            Self::Of {
+                headers,
+                keep_cookies,
+            } => wire::fields_len(recorded(headers, keep_cookies)),
+            Self::Encoded(fields) => fields.len(),
+        }
+    }
+
+    fn put(&self, to: &mut impl BufMut) {
+        match *self {
+            Self::Of {
+                headers,
+                keep_cookies,
+            } => {
+                wire::put_fields(to, || recorded(headers, keep_cookies));
+            }
+            Self::Encoded(fields) => to.put_slice(fields),
+        }
+    }
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn of(parts: &'a response::Parts, keep_cookies: bool) -> Self {
+        let fields = Fields::Of {
+            headers: &parts.headers,
+            keep_cookies,
+        };
+        Self {
+            status: parts.status,
+            version: parts.version,
+            fields,
+        }
+    }
+
+    pub(crate) fn with_body<'b>(
+        &self,
+        frames: impl Iterator<Item = &'b [u8]> + Clone,
         trailers: Option<&HeaderMap>,
     ) -> Record {
-        let Self(mut bytes) = self;
-        let len: usize = frames.clone().map(<[u8]>::len).sum();
-        let no_fields = HeaderMap::new();
-        let fields = || recorded(trailers.unwrap_or(&no_fields), true);
-        bytes.reserve_exact(wire::fields_len(fields()) + 2 + len);
-        wire::set_flags(&mut bytes, false, trailers.is_some());
-        wire::set_body_len(&mut bytes, Some(len as u64));
-        wire::put_fields(&mut bytes, fields());
-        wire::put_no_extensions(&mut bytes);
-        for frame in frames {
-            bytes.extend_from_slice(frame);
-        }
-        Record(bytes.into_boxed_slice().into())
+        let len = frames.clone().map(<[u8]>::len).sum::<usize>();
+        self.pack(Some(len as u64), false, len, frames, trailers)
     }
 
-    pub(crate) fn omitted(self, body_len: Option<u64>) -> Record {
-        let Self(mut bytes) = self;
-        wire::set_flags(&mut bytes, true, false);
-        wire::set_body_len(&mut bytes, body_len);
-        wire::put_fields(&mut bytes, std::iter::empty());
-        wire::put_no_extensions(&mut bytes);
-        Record(bytes.into_boxed_slice().into())
+    pub(crate) fn omitted(&self, body_len: Option<u64>) -> Record {
+        self.pack(body_len, true, 0, std::iter::empty(), None)
+    }
+
+    fn pack<'b>(
+        &self,
+        body_len: Option<u64>,
+        omitted: bool,
+        kept_len: usize,
+        frames: impl Iterator<Item = &'b [u8]>,
+        trailers: Option<&HeaderMap>,
+    ) -> Record {
+        let none = HeaderMap::new();
+        let trailer_fields = Fields::Of {
+            headers: trailers.unwrap_or(&none),
+            keep_cookies: true,
+        };
+        let size = wire::HEAD_LEN
+            + self.fields.len()
+            + trailer_fields.len()
+            + wire::NO_EXTENSIONS_LEN
+            + kept_len;
+        // An iterator that knows its length is collected into one allocation.
+        let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, size).collect();
+        if let Some(mut room) = Arc::get_mut(&mut bytes) {
+            let head = Head {
+                status: self.status,
+                version: self.version,
+                recorded_at_ms: now_ms(),
+                body_len,
+                omitted,
+                has_trailers: trailers.is_some(),
+            };
+            head.put(&mut room);
+            self.fields.put(&mut room);
+            trailer_fields.put(&mut room);
+            wire::put_no_extensions(&mut room);
+            frames.for_each(|frame| room.put_slice(frame));
+        }
+        Record(Packed::Own(bytes))
     }
 }
 

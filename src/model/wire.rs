@@ -15,7 +15,7 @@
 //! Integers are big-endian. Every length is checked against what is there before
 //! anything is allocated for it.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Version};
 
@@ -28,9 +28,11 @@ const MUST_UNDERSTAND: u16 = 0x8000;
 const FIELD_OVERHEAD: usize = 1 + 2 + 4;
 const LENGTH_UNKNOWN: u64 = u64::MAX;
 
-const FLAGS_AT: usize = 2;
-const BODY_LEN_AT: usize = 14;
-const FIELDS_AT: usize = 22;
+/// The length of what stands before the fields.
+pub(super) const HEAD_LEN: usize = 22;
+
+/// The length of an empty list of extensions.
+pub(super) const NO_EXTENSIONS_LEN: usize = 2;
 
 /// What stands before the fields.
 pub(super) struct Head {
@@ -42,70 +44,70 @@ pub(super) struct Head {
     pub(super) has_trailers: bool,
 }
 
+impl Head {
+    pub(super) fn put(&self, to: &mut impl BufMut) {
+        let omitted = if self.omitted { OMITTED } else { 0 };
+        let trailers = if self.has_trailers { TRAILERS } else { 0 };
+        to.put_slice(&[
+            MAGIC,
+            FORMAT,
+            omitted | trailers,
+            version_code(self.version),
+        ]);
+        to.put_u16(self.status.as_u16());
+        to.put_u64(self.recorded_at_ms);
+        to.put_u64(self.body_len.unwrap_or(LENGTH_UNKNOWN));
+    }
+}
+
 pub(super) fn fields_len<'a>(
     fields: impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)>,
 ) -> usize {
-    fields
-        .take(usize::from(u16::MAX))
+    bounded(fields)
         .map(|(name, value)| FIELD_OVERHEAD + name.as_str().len() + value.len())
         .sum::<usize>()
         + 2
 }
 
-pub(super) fn put_head(to: &mut Vec<u8>, head: &Head) {
-    to.extend_from_slice(&[MAGIC, FORMAT, 0, version_code(head.version)]);
-    to.extend_from_slice(&head.status.as_u16().to_be_bytes());
-    to.extend_from_slice(&head.recorded_at_ms.to_be_bytes());
-    to.extend_from_slice(&head.body_len.unwrap_or(LENGTH_UNKNOWN).to_be_bytes());
-    set_flags(to, head.omitted, head.has_trailers);
-}
-
-pub(super) fn set_flags(record: &mut [u8], omitted: bool, has_trailers: bool) {
-    if let Some(flags) = record.get_mut(FLAGS_AT) {
-        *flags = if omitted { OMITTED } else { 0 } | if has_trailers { TRAILERS } else { 0 };
+pub(super) fn put_fields<'a, I>(to: &mut impl BufMut, fields: impl Fn() -> I)
+where
+    I: Iterator<Item = (&'a HeaderName, &'a HeaderValue)>,
+{
+    let count = bounded(fields()).count();
+    to.put_u16(u16::try_from(count).unwrap_or(u16::MAX));
+    for (name, value) in bounded(fields()) {
+        let name = name.as_str().as_bytes();
+        to.put_u8(if value.is_sensitive() { SENSITIVE } else { 0 });
+        to.put_u16(u16::try_from(name.len()).unwrap_or(u16::MAX));
+        to.put_u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
+        to.put_slice(name);
+        to.put_slice(value.as_bytes());
     }
 }
 
-pub(super) fn set_body_len(record: &mut [u8], len: Option<u64>) {
-    if let Some(field) = record.get_mut(BODY_LEN_AT..FIELDS_AT) {
-        field.copy_from_slice(&len.unwrap_or(LENGTH_UNKNOWN).to_be_bytes());
-    }
-}
-
-pub(super) fn put_fields<'a>(
-    to: &mut Vec<u8>,
+/// What the format can count. A `HeaderMap` bounds names below 64 KiB and its entries not
+/// far from 64 Ki; no message carries a value of 4 GiB.
+fn bounded<'a>(
     fields: impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)>,
-) {
-    let count_at = to.len();
-    let mut count: u16 = 0;
-    to.extend_from_slice(&count.to_be_bytes());
-    for (name, value) in fields.take(usize::from(u16::MAX)) {
-        count += 1;
-        // `http` bounds a name below 64 KiB; no message carries a value of 4 GiB.
-        let name_len = u16::try_from(name.as_str().len()).unwrap_or(u16::MAX);
-        let value_len = u32::try_from(value.len()).unwrap_or(u32::MAX);
-        to.push(if value.is_sensitive() { SENSITIVE } else { 0 });
-        to.extend_from_slice(&name_len.to_be_bytes());
-        to.extend_from_slice(&value_len.to_be_bytes());
-        to.extend_from_slice(&name.as_str().as_bytes()[..usize::from(name_len)]);
-        to.extend_from_slice(&value.as_bytes()[..value_len as usize]);
-    }
-    to[count_at..count_at + 2].copy_from_slice(&count.to_be_bytes());
+) -> impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)> {
+    fields
+        .filter(|(_, value)| u32::try_from(value.len()).is_ok())
+        .take(usize::from(u16::MAX))
 }
 
-pub(super) fn put_no_extensions(to: &mut Vec<u8>) {
-    to.extend_from_slice(&0_u16.to_be_bytes());
+pub(super) fn put_no_extensions(to: &mut impl BufMut) {
+    to.put_u16(0);
 }
 
 /// Reads a record from its front. Every method gives `None` where the bytes end too
 /// early or say something impossible.
 pub(super) struct Reader<'a> {
-    bytes: &'a Bytes,
+    bytes: &'a [u8],
     at: usize,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(bytes: &'a Bytes) -> Self {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, at: 0 }
     }
 
@@ -131,7 +133,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    pub(super) fn fields(&mut self) -> Option<HeaderMap> {
+    /// Fields whose values are slices of `bytes`, which is what is read here.
+    pub(super) fn fields(&mut self, bytes: &Bytes) -> Option<HeaderMap> {
         let count = usize::from(u16::from_be_bytes(self.array()?));
         if count * FIELD_OVERHEAD > self.left() {
             return None;
@@ -140,7 +143,7 @@ impl<'a> Reader<'a> {
         for _ in 0..count {
             let (flags, name, value) = self.field()?;
             let name = HeaderName::from_bytes(name).ok()?;
-            let mut value = HeaderValue::from_maybe_shared(value).ok()?;
+            let mut value = HeaderValue::from_maybe_shared(bytes.slice_ref(value)).ok()?;
             value.set_sensitive(flags & SENSITIVE != 0);
             fields.try_append(name, value).ok()?;
         }
@@ -152,7 +155,7 @@ impl<'a> Reader<'a> {
         (0..count).try_for_each(|_| self.field().map(drop))
     }
 
-    fn field(&mut self) -> Option<(u8, &'a [u8], Bytes)> {
+    fn field(&mut self) -> Option<(u8, &'a [u8], &'a [u8])> {
         let [flags] = self.array()?;
         let name_len = usize::from(u16::from_be_bytes(self.array()?));
         let value_len = usize::try_from(u32::from_be_bytes(self.array()?)).ok()?;
@@ -161,7 +164,7 @@ impl<'a> Reader<'a> {
         }
         let name = self.slice(name_len)?;
         let value = self.slice(value_len)?;
-        Some((flags, name, self.bytes.slice_ref(value)))
+        Some((flags, name, value))
     }
 
     pub(super) fn skip_extensions(&mut self) -> Option<()> {
@@ -175,10 +178,6 @@ impl<'a> Reader<'a> {
             }
         }
         Some(())
-    }
-
-    pub(super) fn rest(&self) -> Bytes {
-        self.bytes.slice(self.at..)
     }
 
     fn left(&self) -> usize {

@@ -1,9 +1,14 @@
 //! What the tests stand on: handlers that count their runs, stores that fail on demand,
 //! real servers and raw clients.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, clippy::type_complexity, clippy::unwrap_used)]
 
 pub mod faults;
+pub mod gates;
+pub mod pieces;
+pub mod scripted;
 pub mod server;
+pub mod testbed;
+pub mod wire;
 
 use std::convert::Infallible;
 use std::sync::Arc;

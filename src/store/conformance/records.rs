@@ -10,7 +10,7 @@ use super::check::{Answer, Check, KEPT, KEPT_LONGER, fresh_record, misuse_of, re
 use super::runs::Act;
 use super::scene::State;
 use super::sighting::Shape;
-use crate::model::record::RecordHead;
+use crate::model::record::Source;
 use crate::store::{Claimed, Completion, Forgot, KeyStore, Record, StoreErrorKind};
 
 /// A larger record may be more than an engine takes.
@@ -50,7 +50,7 @@ fn records() -> Vec<(&'static str, Record)> {
     with_many.headers_mut().clone_from(&fields);
 
     let (head, _) = response(200, "").into_parts();
-    let head = || RecordHead::new(&head, false, 0);
+    let head = || Source::of(&head, false);
     let trailers = head().with_body([&b"body"[..]].into_iter(), Some(&fields));
 
     let every_byte: Vec<u8> = (0..=255).collect();

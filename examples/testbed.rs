@@ -1,0 +1,144 @@
+//! The layer behind a fixed set of routes, for black-box suites, load generators and
+//! crash tests in any language.
+//!
+//! ```sh
+//! cargo run --example testbed -- --listen 127.0.0.1:8080 --lease-ms 1000
+//! cargo run --example testbed -- --help
+//! ```
+//!
+//! It speaks HTTP/1.1 and HTTP/2 (prior knowledge). Once it accepts connections it prints
+//! one line on stdout, `listening on http://127.0.0.1:PORT`, and nothing else. On SIGTERM
+//! or Ctrl-C it stops accepting, finishes what is under way and exits with 0. The exit
+//! code is 2 where the command line is at fault, and 1 where the address cannot be used.
+
+#[path = "testbed/args.rs"]
+mod args;
+#[path = "testbed/routes.rs"]
+mod routes;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tower_idempotency::store::AnyStore;
+use tower_idempotency::{IdempotencyLayer, SharedByAllCallers, by_trusted_header};
+
+use self::args::{Args, Command, HELP};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let words = std::env::args_os().skip(1);
+    let words = words.map(|word| word.to_string_lossy().into_owned());
+    let args = match args::parse(words) {
+        Ok(Command::Serve(args)) => args,
+        Ok(Command::Help) => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return misused(&error),
+    };
+    let layer = match layer(&args) {
+        Ok(layer) => layer,
+        Err(error) => return misused(&error),
+    };
+    match serve(&args, layer).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("testbed: {}: {error}", args.listen);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn misused(error: &str) -> ExitCode {
+    eprintln!("testbed: {error}\nSee --help.");
+    ExitCode::from(2)
+}
+
+fn layer(args: &Args) -> Result<IdempotencyLayer, String> {
+    let store = store(&args.store)?;
+    let layer = match &args.scope_header {
+        Some(name) => IdempotencyLayer::new(store, by_trusted_header(name)),
+        None => IdempotencyLayer::new(store, SharedByAllCallers),
+    };
+    Ok(layer
+        .retention(args.retention)
+        .lease(args.lease)
+        .max_hold(args.max_hold)
+        .require_key(args.require_key)
+        .on_conflict(args.on_conflict)
+        .on_failure(args.on_failure)
+        .request_body_limit(args.request_limit)
+        .response_body_limit(args.response_limit))
+}
+
+/// The stores there are, compiled in or not.
+const STORES: [&str; 4] = ["memory", "sqlite", "redis", "postgres"];
+
+fn store(name: &str) -> Result<AnyStore, String> {
+    match name {
+        #[cfg(feature = "memory")]
+        "memory" => Ok(AnyStore::new(tower_idempotency::store::MemoryStore::new())),
+        name if STORES.contains(&name) => Err(format!("the store `{name}` is not compiled in")),
+        name => Err(format!(
+            "no store is called `{name}`; there are {}",
+            STORES.join(", ")
+        )),
+    }
+}
+
+async fn serve(args: &Args, layer: IdempotencyLayer) -> io::Result<()> {
+    // Before the ready line: whoever has read it may send the signal.
+    let shutdown = shutdown_signal()?;
+    let listener = TcpListener::bind(args.listen).await?;
+    let address = listener.local_addr()?;
+    // A chunk of `/drip` leaves when it is due.
+    let listener = listener.tap_io(|connection| drop(connection.set_nodelay(true)));
+
+    let in_flight = layer.in_flight();
+    let app = routes::app((!args.no_layer).then_some(layer));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = axum::serve(listener, app).with_graceful_shutdown(async {
+        let _ = stopped.await;
+    });
+    let server = tokio::spawn(server.into_future());
+    let mut stdout = io::stdout();
+    writeln!(stdout, "listening on http://{address}")?;
+    stdout.flush()?;
+
+    shutdown.await;
+    let _ = stop.send(());
+    // Every run is concluded, with or without its client.
+    in_flight.idle().await;
+    // Then the connections end by themselves, unless a client does not read its answer, or
+    // never finishes its request.
+    let _ = timeout(TO_END_CONNECTIONS, server).await;
+    in_flight.idle().await;
+    Ok(())
+}
+
+const TO_END_CONNECTIONS: Duration = Duration::from_secs(5);
+
+/// Listens from here on, and is ready once SIGTERM or Ctrl-C has come.
+fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        Ok(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        })
+    }
+    #[cfg(not(unix))]
+    {
+        Ok(async { drop(tokio::signal::ctrl_c().await) })
+    }
+}

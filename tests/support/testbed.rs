@@ -1,0 +1,149 @@
+//! The built example `testbed`: started, asked, signalled, and waited for.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
+
+use http::StatusCode;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, ChildStdout};
+use tokio::time::timeout;
+
+use super::Answer;
+use super::wire::{Http1, http1_post};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One process, until it is dropped.
+pub struct Testbed {
+    pub addr: SocketAddr,
+    pub ready_line: String,
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Testbed {
+    pub async fn start(flags: &[&str]) -> Self {
+        let mut child = tokio::process::Command::new(binary())
+            .args(flags)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut ready_line = String::new();
+        let read = stdout.read_line(&mut ready_line);
+        timeout(PATIENCE, read).await.expect("not ready").unwrap();
+        let addr = ready_line
+            .trim_end()
+            .strip_prefix("listening on http://")
+            .unwrap_or_else(|| panic!("not a ready line: {ready_line:?}"))
+            .parse()
+            .unwrap();
+        Self {
+            addr,
+            ready_line,
+            child,
+            stdout,
+        }
+    }
+
+    pub async fn connect(&self) -> Http1 {
+        Http1::connect(self.addr).await
+    }
+
+    /// A request without key and body, such as `GET /counter`, on a connection of its own.
+    pub async fn ask(&self, line: &str) -> Answer {
+        let mut connection = self.connect().await;
+        let request = format!("{line} HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n");
+        connection.write(request).await;
+        connection.answer().await
+    }
+
+    /// A POST with a key and no body, on a connection of its own.
+    pub async fn post(&self, path: &str, key: &str) -> Answer {
+        self.post_with(path, key, &[], "").await
+    }
+
+    pub async fn post_with(&self, path: &str, key: &str, lines: &[&str], body: &str) -> Answer {
+        let mut connection = self.connect().await;
+        connection.write(http1_post(path, key, lines, body)).await;
+        connection.answer().await
+    }
+
+    pub async fn runs(&self) -> u64 {
+        let answer = self.ask("GET /counter").await;
+        assert_eq!(answer.status, StatusCode::OK);
+        let counter: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        counter["count"].as_u64().unwrap()
+    }
+
+    /// Asks until that many handlers have run.
+    pub async fn until_runs(&self, runs: u64) {
+        let reached = async {
+            while self.runs().await != runs {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let reached = timeout(PATIENCE, reached).await;
+        reached.unwrap_or_else(|_| panic!("never reaches {runs} runs"));
+    }
+
+    pub fn terminate(&self) {
+        let id = self.child.id().unwrap().to_string();
+        let sent = Command::new("kill").args(["-TERM", &id]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    /// The exit code, and what it printed after the ready line.
+    pub async fn exit(mut self) -> (Option<i32>, String) {
+        let status = timeout(PATIENCE, self.child.wait()).await;
+        let status = status.expect("does not exit").unwrap();
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).await.unwrap();
+        (status.code(), rest)
+    }
+}
+
+/// The whole run of a process that does not come to serve.
+pub fn run(flags: &[&str]) -> Output {
+    Command::new(binary()).args(flags).output().unwrap()
+}
+
+/// Next to the tests, where cargo puts examples. It is built if it is not there, or older
+/// than its sources: for a single test, cargo builds no examples.
+fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let test = std::env::current_exe().unwrap();
+        let profile = test.parent().unwrap().parent().unwrap();
+        let name = format!("testbed{}", std::env::consts::EXE_SUFFIX);
+        let binary = profile.join("examples").join(name);
+        let sources = ["src", "examples/testbed.rs", "examples/testbed"];
+        let changed = sources.iter().map(|path| last_change(path.as_ref())).max();
+        if binary.exists() && Some(last_change(&binary)) >= changed {
+            return binary;
+        }
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--example", "testbed", "--target-dir"]);
+        cargo.arg(profile.parent().unwrap());
+        if profile.ends_with("release") {
+            cargo.arg("--release");
+        }
+        assert!(cargo.status().unwrap().success(), "it does not build");
+        binary
+    })
+}
+
+fn last_change(path: &Path) -> SystemTime {
+    let changed = path.metadata().unwrap().modified().unwrap();
+    if !path.is_dir() {
+        return changed;
+    }
+    let entries = path.read_dir().unwrap();
+    let inside = entries.map(|entry| last_change(&entry.unwrap().path()));
+    inside.fold(changed, SystemTime::max)
+}
