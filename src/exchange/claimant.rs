@@ -81,6 +81,10 @@ impl<K: KeyStore> Claimant<K> {
                 }
                 Step::Replay(record) => Some(Acquisition::Replay(record)),
                 Step::Refuse(kind) => Some(Acquisition::Refuse(kind)),
+                // What nobody will read and nothing keeps is not to be done.
+                Step::RunUnprotected if self.progress.is_client_gone() => {
+                    Some(Acquisition::Refuse(RejectionKind::StoreUnavailable))
+                }
                 Step::RunUnprotected => Some(Acquisition::RunUnprotected),
                 Step::Busy => None,
             };
@@ -91,8 +95,10 @@ impl<K: KeyStore> Claimant<K> {
             if let Some(acquisition) = acquisition {
                 return acquisition;
             }
-            // A claim that is being released must not be asked for again by its owner.
-            if in_doubt || began.elapsed() >= wait {
+            // A claim that is being released must not be asked for again by its owner, and
+            // nobody waits for a client that has left.
+            let is_in_vain = in_doubt || self.progress.is_client_gone();
+            if is_in_vain || began.elapsed() >= wait {
                 return Acquisition::Refuse(RejectionKind::InProgress);
             }
             if !self.waited {

@@ -6,6 +6,7 @@
 use std::future::{Future, poll_fn};
 use std::panic::resume_unwind;
 use std::pin::{Pin, pin};
+use std::task::Poll;
 
 use http::{Request, Response, StatusCode, response};
 use http_body::Body;
@@ -106,8 +107,13 @@ where
     R::Error: Into<BoxError>,
 {
     // It is ready when it comes, unless its caller had to wait: then it is a clone. To ask
-    // a ready one again does no harm.
-    if let Err(error) = poll_fn(|cx| service.poll_ready(cx)).await {
+    // a ready one again does no harm. A waiter whose client has left asks no further.
+    let left = || waited && lease.progress.is_client_gone();
+    let ready = poll_fn(|cx| match left() {
+        true => Poll::Ready(Ok(())),
+        false => service.poll_ready(cx),
+    });
+    if let Err(error) = ready.await {
         return Ran::Done {
             answer: Err(error),
             settlement: Conclusion::Release,
@@ -116,7 +122,7 @@ where
     // In a block: the future is gone, with the permits in it, when its answer is read.
     let answered = {
         let answering = pin!(match request.take() {
-            Some(request) if !(waited && lease.progress.is_client_gone()) => service.call(request),
+            Some(request) if !left() => service.call(request),
             _ => {
                 // Nobody is there to read it.
                 let answer = Ok(Response::new(AnswerBody::Whole(Collected::default())));

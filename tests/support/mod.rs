@@ -1,6 +1,11 @@
 //! What the tests stand on: handlers that count their runs, stores that fail on demand,
 //! real servers and raw clients.
-#![allow(dead_code, unreachable_pub, clippy::type_complexity, clippy::unwrap_used)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::type_complexity,
+    clippy::unwrap_used
+)]
 
 pub mod faults;
 pub mod gates;
