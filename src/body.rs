@@ -109,7 +109,7 @@ pin_project! {
     enum ResponseKind<B> {
         Original { #[pin] body: B },
         Collected { body: Collected },
-        Broken { body: Collected, missing: u64, error: Option<BoxError> },
+        Broken { body: Collected, missing: Option<u64>, error: Option<BoxError> },
         Recording { body: Recording },
     }
 }
@@ -212,10 +212,12 @@ where
             ResponseKind::Original { body } => body.size_hint(),
             ResponseKind::Collected { body } => body.size_hint(),
             // It promises what its handler promised, so that the client sees it break off.
-            ResponseKind::Broken { body, missing, .. } => {
-                SizeHint::with_exact((body.len() as u64).saturating_add(*missing))
-            }
-            ResponseKind::Recording { .. } => SizeHint::new(),
+            ResponseKind::Broken {
+                body,
+                missing: Some(missing),
+                ..
+            } => SizeHint::with_exact((body.len() as u64).saturating_add(*missing)),
+            ResponseKind::Broken { .. } | ResponseKind::Recording { .. } => SizeHint::new(),
         }
     }
 }
@@ -230,6 +232,7 @@ impl Recording {
         Self(Some(Box::new(Tee {
             begun,
             body,
+            ahead: None,
             recorder,
             copy,
             seen: 0,
@@ -264,6 +267,8 @@ struct Tee {
     /// What was read before the head was sent.
     begun: Collected,
     body: UnsyncBoxBody<Bytes, BoxError>,
+    /// What follows the frame that is being passed on, where it is there already.
+    ahead: Option<Result<Item, Panic>>,
     recorder: Recorder,
     /// `None` once nothing is to be recorded from it any more.
     copy: Option<Vec<u8>>,
@@ -292,8 +297,10 @@ enum Noted {
     PassOn,
     /// Too much to be recorded.
     Omitted,
-    /// The last frame that a server asks for.
+    /// The last frame.
     Last(Report),
+    /// The last frame of data; a server that knows the length does not ask for more.
+    Complete,
 }
 
 impl Tee {
@@ -311,7 +318,7 @@ impl Tee {
                 Stage::Reading => {
                     self.stage = Stage::Reading;
                     let read = ready!(self.read(cx));
-                    if let Some(item) = self.note(read) {
+                    if let Some(item) = self.note(read, cx) {
                         return Poll::Ready(item);
                     }
                 }
@@ -321,6 +328,9 @@ impl Tee {
 
     /// The handler's next frame, or what it panicked with.
     fn read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Item, Panic>> {
+        if let Some(read) = self.ahead.take() {
+            return Poll::Ready(read);
+        }
         if let Some(frame) = self.begun.next_frame() {
             return Poll::Ready(Ok(Some(Ok(frame))));
         }
@@ -333,12 +343,31 @@ impl Tee {
     }
 
     /// Copies what was read and passes it on, or reports, and withholds it meanwhile.
-    fn note(&mut self, read: Result<Item, Panic>) -> Option<Item> {
+    fn note(&mut self, read: Result<Item, Panic>, cx: &mut Context<'_>) -> Option<Item> {
         let (report, then) = match read {
             Ok(Some(Ok(frame))) => match self.note_frame(&frame) {
-                Noted::PassOn => return Some(Some(Ok(frame))),
+                Noted::PassOn if self.copy.is_none() => return Some(Some(Ok(frame))),
+                // The end is sent with the last frame, where it is there already.
+                Noted::PassOn => match self.read(cx) {
+                    Poll::Ready(Ok(None)) => (self.whole(None), Then::End(Some(Ok(frame)))),
+                    ahead => {
+                        self.look_ahead(ahead);
+                        return Some(Some(Ok(frame)));
+                    }
+                },
                 Noted::Omitted => (Report::Omitted, Then::GoOn(frame)),
                 Noted::Last(report) => (report, Then::End(Some(Ok(frame)))),
+                Noted::Complete => match self.read(cx) {
+                    Poll::Ready(Ok(None)) => (self.whole(None), Then::End(Some(Ok(frame)))),
+                    ahead => {
+                        let trailers = match &ahead {
+                            Poll::Ready(Ok(Some(Ok(next)))) => next.trailers_ref().cloned(),
+                            _ => None,
+                        };
+                        self.look_ahead(ahead);
+                        (self.whole(trailers), Then::GoOn(frame))
+                    }
+                },
             },
             Ok(Some(Err(error))) => (Report::Broken, Then::End(Some(Err(error)))),
             Ok(None) => (self.whole(None), Then::End(None)),
@@ -350,6 +379,12 @@ impl Tee {
                 None
             }
             None => Some(self.proceed(then)),
+        }
+    }
+
+    fn look_ahead(&mut self, ahead: Poll<Result<Item, Panic>>) {
+        if let Poll::Ready(ahead) = ahead {
+            self.ahead = Some(ahead);
         }
     }
 
@@ -368,7 +403,7 @@ impl Tee {
         self.seen += data.len() as u64;
         // A server that knows the length does not ask for the end.
         match self.recorder.declared_len() {
-            Some(len) if self.seen >= len => Noted::Last(self.whole(None)),
+            Some(len) if self.seen >= len => Noted::Complete,
             _ => Noted::PassOn,
         }
     }
@@ -402,7 +437,9 @@ impl Tee {
             Stage::Ended => true,
             Stage::Withholding { .. } => false,
             // Once nothing is to be recorded any more, the handler's body speaks for itself.
-            Stage::Reading => self.recorder.has_reported() && self.body.is_end_stream(),
+            Stage::Reading => {
+                self.recorder.has_reported() && self.ahead.is_none() && self.body.is_end_stream()
+            }
         }
     }
 
@@ -415,7 +452,7 @@ impl Tee {
                 }
                 let read = ready!(self.read(cx));
                 // A panic that nobody waits for any more ends here: it was told already.
-                let _ = catch_unwind(AssertUnwindSafe(|| self.note(read)));
+                let _ = catch_unwind(AssertUnwindSafe(|| self.note(read, cx)));
             }
             Poll::Ready(())
         })

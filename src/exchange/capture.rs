@@ -29,7 +29,7 @@ pub(crate) enum AnswerBody<R> {
     /// As far as it came, and what it owes to the length that it promised.
     Broken {
         body: Collected,
-        missing: u64,
+        missing: Option<u64>,
         error: BoxError,
     },
     /// The handler's own, copied on its way; the beginning was read already.

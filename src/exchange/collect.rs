@@ -1,7 +1,9 @@
 //! Bodies that are read whole, within a bound.
 
 use std::collections::VecDeque;
-use std::pin::pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::Poll;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::HeaderMap;
@@ -18,6 +20,7 @@ pub(crate) struct Collected {
     first: Option<Bytes>,
     rest: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
+    len_untold: bool,
 }
 
 impl Collected {
@@ -67,10 +70,15 @@ impl Collected {
         self.first.is_none() && self.rest.is_empty() && self.trailers.is_none()
     }
 
+    /// Its client gets it as its handler gave it: without a length.
+    pub(super) fn keep_len_untold(&mut self) {
+        self.len_untold = true;
+    }
+
     /// Exact without trailers alone: a server that knows a length sends none.
     pub(crate) fn size_hint(&self) -> SizeHint {
         let len = self.len() as u64;
-        if self.trailers.is_none() {
+        if self.trailers.is_none() && !self.len_untold {
             SizeHint::with_exact(len)
         } else {
             let mut hint = SizeHint::new();
@@ -137,37 +145,49 @@ pub(super) enum Read {
     Whole,
     /// It broke off.
     Broken(BoxError),
-    /// It has more than it said, and may be endless.
-    Longer,
+    /// There is more than was read, and it may be endless.
+    Unfinished,
 }
 
-/// Reads a body that says it is `expected` bytes long.
+/// Reads a body before its head is sent: one that says how long it is to its end, and of
+/// any other what is there already. The first of that leaves with the head, and where it
+/// was all, it is on record before.
 pub(super) async fn response<B>(
-    mut body: std::pin::Pin<&mut B>,
-    expected: u64,
+    mut body: Pin<&mut B>,
+    expected: Option<u64>,
+    limit: usize,
     collected: &mut Collected,
 ) -> Read
 where
     B: Body,
     B::Error: Into<BoxError>,
 {
+    // A handler that can give without end is not asked for all of it.
+    const ENOUGH: usize = 64 * 1024;
+    let at_most = expected.unwrap_or(limit.min(ENOUGH) as u64);
     let mut len = 0;
-    while let Some(frame) = body.frame().await {
-        match frame.map(Frame::into_data) {
-            Ok(Ok(mut data)) => {
+    while len <= at_most {
+        let read = poll_fn(|cx| match body.as_mut().poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(Some(frame)),
+            Poll::Pending if expected.is_none() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        let Some(frame) = read.await else {
+            return Read::Unfinished;
+        };
+        match frame.map(|frame| frame.map(Frame::into_data)) {
+            None => return Read::Whole,
+            Some(Ok(Ok(mut data))) => {
                 len += data.remaining() as u64;
                 collected.push(data.copy_to_bytes(data.remaining()));
-                if len > expected {
-                    return Read::Longer;
-                }
             }
-            Ok(Err(frame)) => {
+            Some(Ok(Err(frame))) => {
                 if let Ok(trailers) = frame.into_trailers() {
                     collected.set_trailers(trailers);
                 }
             }
-            Err(error) => return Read::Broken(error.into()),
+            Some(Err(error)) => return Read::Broken(error.into()),
         }
     }
-    Read::Whole
+    Read::Unfinished
 }

@@ -153,6 +153,7 @@ where
 {
     let config = &*lease.config;
     let on_failure = config.on_failure;
+    let limit = config.response_body_limit;
     let done = |parts, body, settlement| {
         let answer = Ok(Response::from_parts(parts, body));
         Ran::Done { answer, settlement }
@@ -170,32 +171,35 @@ where
         let settlement = answered(head.verdict, on_failure, record);
         return done(parts, AnswerBody::Whole(begun), settlement);
     }
-    let declared_len = declared_len(&parts.headers, &hint);
-    if let Some(len) = declared_len.filter(|&len| len > config.response_body_limit as u64) {
+    // A server does not ask for the body of such an answer: its head is its end.
+    let has_no_body = matches!(
+        parts.status,
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+    );
+    let declared_len = match has_no_body {
+        true => Some(0),
+        false => declared_len(&parts.headers, &hint),
+    };
+    if let Some(len) = declared_len.filter(|&len| len > limit as u64) {
         let record = || capture::omitted(&parts, len, config);
         let settlement = answered(head.verdict, on_failure, record);
         return done(parts, AnswerBody::Original(body), settlement);
     }
-    // A body whose hint lies has to move on in the middle of it.
+    // A body that turns out to be longer has to move on in the middle of it.
     let mut body = Box::pin(body);
-    let Some(expected) = hint.exact() else {
-        return Ran::Streaming(Streaming {
-            parts,
-            begun,
-            body,
-            verdict: head,
-            declared_len,
-        });
-    };
-    match collect::response(body.as_mut(), expected, &mut begun).await {
+    let expected = hint.exact().or(declared_len.filter(|&len| len == 0));
+    match collect::response(body.as_mut(), expected, limit, &mut begun).await {
         Read::Whole => {
             let verdict = head.at_end(begun.trailers(), &*config.record_when);
             let record = || capture::whole(&parts, &begun, config);
             let settlement = answered(verdict, on_failure, record);
+            if expected.is_none() {
+                begun.keep_len_untold();
+            }
             done(parts, AnswerBody::Whole(begun), settlement)
         }
         Read::Broken(error) => {
-            let missing = expected.saturating_sub(begun.len() as u64);
+            let missing = expected.map(|len| len.saturating_sub(begun.len() as u64));
             let settlement = broke_off(head.verdict, on_failure);
             done(
                 parts,
@@ -207,8 +211,9 @@ where
                 settlement,
             )
         }
-        Read::Longer => {
-            let declared_len = None;
+        Read::Unfinished => {
+            // What is longer than it said has no length that could be counted on.
+            let declared_len = declared_len.filter(|_| expected.is_none());
             Ran::Streaming(Streaming {
                 parts,
                 begun,

@@ -409,6 +409,8 @@ fn is_of_the_connection(name: &HeaderName) -> bool {
 
 fn is_computed_anew(name: &HeaderName) -> bool {
     matches!(*name, header::CONTENT_LENGTH | header::DATE | header::AGE)
+        // Of another layer inside, which may have failed where this one has not.
+        || matches!(name.as_str(), "idempotent-replayed" | "idempotency-stored")
 }
 
 fn is_named_by_connection(fields: &HeaderMap, name: &HeaderName) -> bool {

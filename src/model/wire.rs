@@ -139,7 +139,8 @@ impl<'a> Reader<'a> {
         if count * FIELD_OVERHEAD > self.left() {
             return None;
         }
-        let mut fields = HeaderMap::try_with_capacity(count).ok()?;
+        // Lines are counted, and capacity is for names: many lines may share one.
+        let mut fields = HeaderMap::with_capacity(count.min(64));
         for _ in 0..count {
             let (flags, name, value) = self.field()?;
             let name = HeaderName::from_bytes(name).ok()?;
