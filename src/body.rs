@@ -138,7 +138,7 @@ where
             } => ResponseKind::Broken {
                 body,
                 missing,
-                error: Some(error),
+                error,
             },
             AnswerBody::Recording {
                 begun,
@@ -202,7 +202,7 @@ where
         match &self.kind {
             ResponseKind::Original { body } => body.is_end_stream(),
             ResponseKind::Collected { body } => body.is_end_stream(),
-            ResponseKind::Broken { error, .. } => error.is_none(),
+            ResponseKind::Broken { body, error, .. } => body.is_end_stream() && error.is_none(),
             ResponseKind::Recording { body } => body.is_end_stream(),
         }
     }

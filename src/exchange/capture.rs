@@ -30,7 +30,7 @@ pub(crate) enum AnswerBody<R> {
     Broken {
         body: Collected,
         missing: Option<u64>,
-        error: BoxError,
+        error: Option<BoxError>,
     },
     /// The handler's own, copied on its way; the beginning was read already.
     Recording {

@@ -27,6 +27,8 @@ pub(super) struct Claimant<K> {
     counted: Counted,
     /// Then the service that was ready has been given up.
     waited: bool,
+    /// Whether an answer to a claim was lost, so that the claim may still be applied.
+    in_doubt: bool,
 }
 
 pub(super) enum Acquisition {
@@ -53,6 +55,7 @@ impl<K: KeyStore> Claimant<K> {
             progress,
             counted,
             waited: false,
+            in_doubt: false,
         }
     }
 
@@ -73,7 +76,7 @@ impl<K: KeyStore> Claimant<K> {
         loop {
             let sent = Instant::now();
             self.progress.set_may_hold(true);
-            let (answer, in_doubt) = self.claim(claim).await;
+            let answer = self.claim(claim).await;
             let acquisition = match decide::step(answer, self.config.on_outage) {
                 Step::Run(hold) => {
                     self.progress.live_for(self.config.lease, sent);
@@ -88,7 +91,7 @@ impl<K: KeyStore> Claimant<K> {
                 Step::RunUnprotected => Some(Acquisition::RunUnprotected),
                 Step::Busy => None,
             };
-            if in_doubt {
+            if self.in_doubt {
                 self.release_in_doubt(claim);
             }
             self.progress.set_may_hold(false);
@@ -97,7 +100,7 @@ impl<K: KeyStore> Claimant<K> {
             }
             // A claim that is being released must not be asked for again by its owner, and
             // nobody waits for a client that has left.
-            let is_in_vain = in_doubt || self.progress.is_client_gone();
+            let is_in_vain = self.in_doubt || self.progress.is_client_gone();
             if is_in_vain || began.elapsed() >= wait {
                 return Acquisition::Refuse(RejectionKind::InProgress);
             }
@@ -112,20 +115,23 @@ impl<K: KeyStore> Claimant<K> {
         }
     }
 
-    /// The store's answer, and whether a claim of ours may still be applied later.
-    async fn claim(&self, claim: &ClaimRequest) -> (Result<Claimed, StoreErrorKind>, bool) {
-        let mut in_doubt = false;
+    async fn claim(&mut self, claim: &ClaimRequest) -> Result<Claimed, StoreErrorKind> {
         loop {
             let answer = in_time(self.config.store_timeout, self.store.claim(claim)).await;
-            let answer = answer.map_err(|error| {
-                trace::store_failed(&claim.id, "claim", &error);
-                error.kind()
-            });
-            // A lost answer is asked for again: the same owner gets the same.
-            if answer != Err(StoreErrorKind::Ambiguous) || in_doubt {
-                return (answer, in_doubt);
+            let error = match answer {
+                Ok(claimed) => return Ok(claimed),
+                Err(error) => error,
+            };
+            trace::store_failed(&claim.id, "claim", &error);
+            match error.kind() {
+                // A lost answer is asked for again: the same owner gets the same.
+                StoreErrorKind::Ambiguous if !self.in_doubt => self.in_doubt = true,
+                // The second claim was not applied; the first may still be.
+                StoreErrorKind::NotApplied if self.in_doubt => {
+                    return Err(StoreErrorKind::Ambiguous);
+                }
+                kind => return Err(kind),
             }
-            in_doubt = true;
         }
     }
 
@@ -182,6 +188,7 @@ impl<K: KeyStore> Claimant<K> {
             progress,
             counted,
             waited,
+            in_doubt,
         } = self;
         (
             Lease {
@@ -191,6 +198,7 @@ impl<K: KeyStore> Claimant<K> {
                 progress,
                 acquired,
                 counted,
+                in_doubt,
             },
             waited,
         )

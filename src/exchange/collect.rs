@@ -143,8 +143,8 @@ pub(super) async fn request<B: Body>(
 /// How far a response's body was read.
 pub(super) enum Read {
     Whole,
-    /// It broke off.
-    Broken(BoxError),
+    /// It broke off, or ended before the length that it said.
+    Broken(Option<BoxError>),
     /// There is more than was read, and it may be endless.
     Unfinished,
 }
@@ -176,6 +176,7 @@ where
             return Read::Unfinished;
         };
         match frame.map(|frame| frame.map(Frame::into_data)) {
+            None if expected.is_some_and(|expected| len < expected) => return Read::Broken(None),
             None => return Read::Whole,
             Some(Ok(Ok(mut data))) => {
                 len += data.remaining() as u64;
@@ -186,7 +187,7 @@ where
                     collected.set_trailers(trailers);
                 }
             }
-            Some(Err(error)) => return Read::Broken(error.into()),
+            Some(Err(error)) => return Read::Broken(Some(error.into())),
         }
     }
     Read::Unfinished

@@ -22,6 +22,9 @@ pub(super) struct Lease<K> {
     pub(super) progress: Arc<Progress>,
     pub(super) acquired: Instant,
     pub(super) counted: Counted,
+    /// An answer to the claim was lost, and that claim may still be applied: over the
+    /// record it does nothing, but over a key that was let go it would hold it again.
+    pub(super) in_doubt: bool,
 }
 
 impl<K> Clone for Lease<K> {
@@ -33,6 +36,7 @@ impl<K> Clone for Lease<K> {
             progress: Arc::clone(&self.progress),
             acquired: self.acquired,
             counted: self.counted.clone(),
+            in_doubt: self.in_doubt,
         }
     }
 }
@@ -103,10 +107,14 @@ impl<K: KeyStore> Lease<K> {
     pub(super) async fn settle(&self, mut settlement: Settlement) -> bool {
         let limit = self.config.store_timeout;
         let answer = match in_time(limit, self.attempt_twice(&mut settlement)).await {
-            Ok(acknowledged) => acknowledged,
+            Ok(acknowledged) => {
+                if self.must_keep_letting_go(&settlement) {
+                    Span::current().spawn(self.clone().keep_letting_go());
+                }
+                acknowledged
+            }
             Err(_) => {
-                let lease = self.clone();
-                Span::current().spawn(async move { lease.settle_later(settlement).await });
+                Span::current().spawn(self.clone().settle_later(settlement));
                 false
             }
         };
@@ -168,20 +176,32 @@ impl<K: KeyStore> Lease<K> {
                 pause = (pause * 2).min(Duration::from_secs(5));
                 let limit = self.config.store_timeout;
                 if in_time(limit, self.attempt(&mut settlement)).await.is_ok() {
-                    return;
+                    return true;
                 }
                 if self.hold_left().is_zero() {
                     trace::gave_up(&self.hold.id);
-                    return;
+                    return false;
                 }
             }
         };
-        alongside(retries, || self.renew()).await;
+        let settled = alongside(retries, || self.renew()).await;
+        if settled && self.must_keep_letting_go(&settlement) {
+            self.keep_letting_go().await;
+        }
+    }
+
+    fn must_keep_letting_go(&self, settlement: &Settlement) -> bool {
+        self.in_doubt && !matches!(settlement, Conclusion::Record(_))
+    }
+
+    async fn keep_letting_go(self) {
+        release_in_doubt(self.store, self.config, self.hold, self.counted).await;
     }
 }
 
-/// A claim that was given up may still be applied, and would then hold its key for
-/// nobody. So it is released, by owner, for as long as its lease could run.
+/// A claim whose answer was lost may still be applied, and would then hold its key for
+/// nobody. So it is released, by owner, for as long as its lease could run: more than one
+/// such claim may be under way.
 pub(super) async fn release_in_doubt<K: KeyStore>(
     store: Arc<K>,
     config: Arc<Config>,
@@ -191,10 +211,8 @@ pub(super) async fn release_in_doubt<K: KeyStore>(
     let pause = (config.lease / 20).clamp(Duration::from_millis(10), Duration::from_secs(1));
     let releases = async {
         loop {
-            match in_time(config.store_timeout, store.release(&hold)).await {
-                Ok(Ownership::Held) => return,
-                Ok(Ownership::Lost) => {}
-                Err(error) => trace::store_failed(&hold.id, "release", &error),
+            if let Err(error) = in_time(config.store_timeout, store.release(&hold)).await {
+                trace::store_failed(&hold.id, "release", &error);
             }
             sleep(pause).await;
         }

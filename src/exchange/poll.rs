@@ -102,7 +102,8 @@ impl<F: Future> Future for Catching<F> {
     }
 }
 
-/// A store's call within its time. A call that is given up may still be applied.
+/// A store's call within its time. A call that is given up may still be applied, and one
+/// that panics may have been: it does not cost the caller the answer of its handler.
 pub(super) fn in_time<F, T>(limit: Duration, call: F) -> InTime<F>
 where
     F: Future<Output = Result<T, StoreError>>,
@@ -132,8 +133,14 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        if let Poll::Ready(answer) = this.call.poll(cx) {
-            return Poll::Ready(answer);
+        let call = this.call;
+        match catch_unwind(AssertUnwindSafe(|| call.poll(cx))) {
+            Ok(Poll::Ready(answer)) => return Poll::Ready(answer),
+            Ok(Poll::Pending) => {}
+            Err(_) => {
+                let error = StoreError::new(StoreErrorKind::Ambiguous, "the store panicked");
+                return Poll::Ready(Err(error));
+            }
         }
         let timer = this
             .timer

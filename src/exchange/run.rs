@@ -193,7 +193,7 @@ where
             let verdict = head.at_end(begun.trailers(), &*config.record_when);
             let record = || capture::whole(&parts, &begun, config);
             let settlement = answered(verdict, on_failure, record);
-            if expected.is_none() {
+            if hint.exact().is_none() {
                 begun.keep_len_untold();
             }
             done(parts, AnswerBody::Whole(begun), settlement)
