@@ -345,7 +345,8 @@ async fn on_the_wire_a_replay_has_one_length_and_a_date_of_its_own() {
 #[tokio::test]
 async fn the_outcome_of_a_streamed_answer_is_told_by_its_retry() {
     let (service, runs) = handler(&layer(), |_, _: Request<_>| {
-        Response::new(Script::data(["a", "b"]))
+        let steps = [Step::Data("a".into()), Step::Waits, Step::Data("b".into())];
+        Response::new(Script::new(steps))
     });
     let first = send(&service, post("k", "")).await;
     let streaming = Outcome::Executed {

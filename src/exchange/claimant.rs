@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::decide::{self, Step};
 use super::in_flight::Counted;
@@ -18,6 +18,10 @@ use crate::policy::rejection::RejectionKind;
 use crate::store::{
     ClaimRequest, Claimed, Hold, KeyStore, Phase, Record, RecordId, StoreError, StoreErrorKind,
 };
+
+/// Between two questions to the store, where nothing tells when to ask.
+const SHORTEST_WAIT: Duration = Duration::from_millis(25);
+const AFTER_A_FAILURE: Duration = Duration::from_secs(1);
 
 /// One who wants the key.
 pub(super) struct Claimant<K> {
@@ -104,7 +108,10 @@ impl<K: KeyStore> Claimant<K> {
             if is_in_vain || began.elapsed() >= wait {
                 return Acquisition::Refuse(RejectionKind::InProgress);
             }
-            if !self.waited {
+            if self.waited {
+                // Look-ups that lag behind the claims must not make it spin.
+                sleep(SHORTEST_WAIT).await;
+            } else {
                 self.waited = true;
                 // Whoever waits holds no permit of the inner service.
                 *service = service.clone();
@@ -147,28 +154,25 @@ impl<K: KeyStore> Claimant<K> {
     /// Returns when the key may be free or done, and after `at_most` in any case. Reads
     /// only.
     async fn until_claimable(&self, id: &RecordId, at_most: Duration) {
-        const SHORTEST_WAIT: Duration = Duration::from_millis(25);
         let began = Instant::now();
-        let mut lease_left = at_most;
         loop {
             let left = at_most.saturating_sub(began.elapsed());
             if left.is_zero() {
                 return;
             }
-            let mut changed = pin!(self.store.changed(id, left.min(lease_left)));
+            let mut changed = pin!(self.store.changed(id, left));
             // Polled before the record is looked up, so that no change falls in between.
             let at_once = poll::once(changed.as_mut()).await.is_ready();
-            match self.lookup(id).await {
-                Ok(Some(Phase::Running { lease_left: left })) if !left.is_zero() => {
-                    lease_left = left;
-                }
+            let look_again = match self.lookup(id).await {
+                Ok(Some(Phase::Running { lease_left })) if !lease_left.is_zero() => lease_left,
                 Ok(_) => return,
-                Err(_) => {}
-            }
+                // What it would have told may have been announced before.
+                Err(_) => AFTER_A_FAILURE,
+            };
             if at_once {
                 sleep(SHORTEST_WAIT.min(left)).await;
             } else {
-                changed.await;
+                let _ = timeout(look_again.min(left), changed).await;
             }
         }
     }
