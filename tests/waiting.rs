@@ -1,0 +1,246 @@
+//! Who waits for a run under way gets its answer at once, and runs only in its turn.
+#![cfg(feature = "memory")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use http::StatusCode;
+use support::faults::{Call, Fault, FaultStore};
+use support::scripted::variant::{But, Variant};
+use support::scripted::{dead_run, executed, let_run, ms, plan, secs, spawn};
+use support::{post, send};
+use tokio::time::{Instant, sleep};
+use tower_idempotency::store::{KeyStore, MemoryStore, StoreErrorKind};
+use tower_idempotency::{
+    ConflictPolicy, FailurePolicy, IdempotencyLayer, Outcome, RejectionKind, SharedByAllCallers,
+};
+
+fn waiting<K: KeyStore>(store: K, at_most: Duration) -> IdempotencyLayer<K> {
+    IdempotencyLayer::new(store, SharedByAllCallers).on_conflict(ConflictPolicy::Wait { at_most })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_gets_the_answer_the_moment_it_is_on_record() {
+    let layer = waiting(MemoryStore::new(), secs(60));
+    let (service, runs) = plan(&layer, [(secs(7), 201)]);
+    let began = Instant::now();
+    let first = spawn(&service, "k").await;
+    let waiter = spawn(&service, "k").await;
+    assert_eq!(layer.in_flight().count(), 2);
+
+    let waited = waiter.await.unwrap();
+    assert_eq!(began.elapsed(), secs(7));
+    assert!(waited.is_replay());
+    assert_eq!(waited.outcome, Some(Outcome::Replayed));
+    assert_eq!(waited.status, StatusCode::CREATED);
+    assert_eq!(waited.text(), "run 1 attempt 1");
+    let first = first.await.unwrap();
+    assert!(!first.is_replay());
+    assert_eq!(first.outcome, executed(1, Some(true)));
+    assert_eq!(first.body, waited.body);
+    assert_eq!((runs.get(), layer.in_flight().count()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_ends_with_409_and_not_before_its_time() {
+    let layer = waiting(MemoryStore::new(), secs(5));
+    let (service, runs) = plan(&layer, [(secs(60), 201)]);
+    let first = spawn(&service, "k").await;
+    let began = Instant::now();
+    let waited = send(&service, post("k", "charge 5")).await;
+    assert_eq!(began.elapsed(), secs(5));
+    assert_eq!(waited.status, StatusCode::CONFLICT);
+    assert_eq!(waited.code().as_deref(), Some("in-progress"));
+    assert_eq!(waited.header("retry-after"), Some("1"));
+    let refused = Outcome::Rejected(RejectionKind::InProgress);
+    assert_eq!(waited.outcome, Some(refused));
+    assert_eq!(first.await.unwrap().text(), "run 1 attempt 1");
+    assert_eq!((runs.get(), layer.in_flight().count()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_a_run_fails_one_who_waits_runs_and_the_others_get_its_answer() {
+    let layer = waiting(MemoryStore::new(), secs(60));
+    let (service, runs) = plan(&layer, [(secs(5), 500), (secs(5), 201)]);
+    let began = Instant::now();
+    let first = spawn(&service, "k").await;
+    let mut waiters = Vec::new();
+    for _ in 0..20 {
+        waiters.push(spawn(&service, "k").await);
+    }
+    let mut ran = 0;
+    for waiter in waiters {
+        let answer = waiter.await.unwrap();
+        assert_eq!(answer.text(), "run 2 attempt 2");
+        assert_eq!(answer.status, StatusCode::CREATED);
+        if !answer.is_replay() {
+            assert_eq!(answer.outcome, executed(2, Some(true)));
+            ran += 1;
+        }
+    }
+    assert_eq!(ran, 1);
+    assert_eq!(began.elapsed(), secs(10));
+    assert_eq!(first.await.unwrap().status, 500);
+    assert_eq!((runs.get(), layer.in_flight().count()), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_a_run_is_released_one_who_waits_runs_as_a_first_attempt() {
+    let layer = waiting(MemoryStore::new(), secs(60));
+    let (service, runs) = plan(&layer, [(secs(5), 401), (secs(5), 201)]);
+    let first = spawn(&service, "k").await;
+    let waiter = spawn(&service, "k").await;
+    assert_eq!(first.await.unwrap().status, 401);
+    let waited = waiter.await.unwrap();
+    assert_eq!(waited.text(), "run 2 attempt 1");
+    assert_eq!(waited.outcome, executed(1, Some(true)));
+    assert_eq!((runs.get(), layer.in_flight().count()), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_a_run_seals_the_key_all_who_wait_are_told_at_once() {
+    let layer = waiting(MemoryStore::new(), secs(60)).on_failure(FailurePolicy::Refuse);
+    let (service, runs) = plan(&layer, [(secs(5), 500)]);
+    let began = Instant::now();
+    let first = spawn(&service, "k").await;
+    for waiter in [spawn(&service, "k").await, spawn(&service, "k").await] {
+        let waited = waiter.await.unwrap();
+        assert_eq!(waited.status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(waited.code().as_deref(), Some("outcome-unknown"));
+    }
+    assert_eq!(began.elapsed(), secs(5));
+    assert_eq!(first.await.unwrap().text(), "run 1 attempt 1");
+    assert_eq!((runs.get(), layer.in_flight().count()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_request_does_not_wait() {
+    let layer = waiting(MemoryStore::new(), secs(60));
+    let (service, runs) = plan(&layer, [(secs(5), 201)]);
+    let first = spawn(&service, "k").await;
+    let began = Instant::now();
+    let other = send(&service, post("k", "charge 6")).await;
+    assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    first.await.unwrap();
+    assert_eq!((runs.get(), layer.in_flight().count()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_whose_run_dies_takes_over_when_its_lease_ends() {
+    let store = MemoryStore::new();
+    let layer = waiting(store.clone(), secs(60)).lease(secs(10));
+    let (service, runs) = plan(&layer, [(secs(1), 201)]);
+    dead_run(store, |layer| layer.lease(secs(10)), "k").await;
+
+    let began = Instant::now();
+    let waited = send(&service, post("k", "charge 5")).await;
+    assert_eq!(waited.text(), "run 1 attempt 2");
+    assert_eq!(waited.outcome, executed(2, Some(true)));
+    let took = began.elapsed();
+    assert!(took >= secs(11) && took < secs(12), "took {took:?}");
+    assert_eq!((runs.get(), layer.in_flight().count()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_announces_nothing_is_asked_from_time_to_time() {
+    let store = FaultStore::new(MemoryStore::new());
+    let layer = waiting(Variant::of(store.clone(), But::Announcing), secs(60));
+    let (service, runs) = plan(&layer, [(secs(20), 201)]);
+    let began = Instant::now();
+    let first = spawn(&service, "k").await;
+    let waited = send(&service, post("k", "charge 5")).await;
+    let took = began.elapsed();
+    assert!(waited.is_replay());
+    assert!(took >= secs(20) && took <= ms(20_300), "took {took:?}");
+    let looked = store.count(Call::Lookup);
+    assert!((70..=200).contains(&looked), "looked {looked} times");
+    // One claim each at the start, and one once the answer was there.
+    assert_eq!(store.count(Call::Claim), 3);
+    first.await.unwrap();
+    assert_eq!((runs.get(), layer.in_flight().count()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_up_that_fails_once_does_not_cost_the_whole_wait() {
+    let store = FaultStore::new(MemoryStore::new());
+    let layer = waiting(store.clone(), secs(60));
+    let (service, runs) = plan(&layer, [(secs(5), 201)]);
+    let first = spawn(&service, "k").await;
+    // The run ends while the answer to the waiter's claim is under way, and the look-up
+    // that would tell so fails.
+    store.once(Call::Lookup, Fault::Refused(StoreErrorKind::NotApplied));
+    let late = Variant::of(store.clone(), But::FirstClaimAnsweredAfter(secs(6)));
+    let layer = waiting(late, secs(60)).store_timeout(secs(10));
+    let (service, _) = plan(&layer, [(secs(5), 201)]);
+    let began = Instant::now();
+    let waited = send(&service, post("k", "charge 5")).await;
+    let took = began.elapsed();
+    assert!(waited.is_replay());
+    assert!(took <= secs(10), "took {took:?}");
+    first.await.unwrap();
+    assert_eq!((runs.get(), layer.in_flight().count()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_between_a_look_up_and_its_answer_is_not_missed() {
+    let store = MemoryStore::new();
+    let slow = Variant::of(store, But::LookUpsAnsweredAfter(ms(1_500)));
+    let layer = waiting(slow, secs(60));
+    let (service, runs) = plan(&layer, [(secs(1), 201)]);
+    let began = Instant::now();
+    let first = spawn(&service, "k").await;
+    let waited = send(&service, post("k", "charge 5")).await;
+    assert!(waited.is_replay());
+    assert_eq!(began.elapsed(), secs(3));
+    first.await.unwrap();
+    assert_eq!((runs.get(), layer.in_flight().count()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn look_ups_that_lag_behind_do_not_make_a_waiter_spin() {
+    let store = MemoryStore::new();
+    let layer = waiting(store.clone(), secs(60));
+    let (service, runs) = plan(&layer, [(secs(5), 201)]);
+    let first = spawn(&service, "k").await;
+    let lagging = Variant::of(store, But::LookUpsLag(300));
+    let layer = waiting(lagging.clone(), secs(60));
+    let (service, _) = plan(&layer, [(secs(5), 201)]);
+    let waited = send(&service, post("k", "charge 5")).await;
+    assert!(waited.is_replay(), "after {} claims", lagging.claims());
+    first.await.unwrap();
+    assert_eq!((runs.get(), layer.in_flight().count()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_outlasts_a_store_that_cannot_be_asked_for_a_while() {
+    let store = FaultStore::new(MemoryStore::new());
+    let layer = waiting(store.clone(), secs(60));
+    for fault in [
+        Fault::Hangs,
+        Fault::AppliedThenHangs,
+        Fault::ReplyLost,
+        Fault::Slow(secs(1)),
+        Fault::Refused(StoreErrorKind::NotApplied),
+        Fault::Refused(StoreErrorKind::Corrupt),
+    ] {
+        let key: &'static str = Box::leak(format!("{fault:?}").replace(' ', "").into_boxed_str());
+        let (service, runs) = plan(&layer, [(secs(20), 201)]);
+        let began = Instant::now();
+        let first = spawn(&service, key).await;
+        store.always(Call::Lookup, fault);
+        let waiter = spawn(&service, key).await;
+        sleep(secs(21)).await;
+        store.heal(Call::Lookup);
+        let waited = waiter.await.unwrap();
+        let took = began.elapsed();
+        assert!(waited.is_replay(), "{fault:?}: {waited:?}");
+        // A look-up that hangs is given up after 2 s.
+        assert!(took >= secs(20) && took <= secs(24), "{fault:?}: {took:?}");
+        assert_eq!(first.await.unwrap().text(), "run 1 attempt 1");
+        let_run().await;
+        assert_eq!((runs.get(), layer.in_flight().count()), (1, 0));
+    }
+}
