@@ -294,13 +294,11 @@ enum Then {
 
 /// What a frame means for the record.
 enum Noted {
-    PassOn,
-    /// Too much to be recorded.
-    Omitted,
-    /// The last frame.
+    Nothing,
+    /// To be reported before it is passed on.
+    Before(Report),
+    /// The same, and nothing follows.
     Last(Report),
-    /// The last frame of data; a server that knows the length does not ask for more.
-    Complete,
 }
 
 impl Tee {
@@ -345,32 +343,13 @@ impl Tee {
     /// Copies what was read and passes it on, or reports, and withholds it meanwhile.
     fn note(&mut self, read: Result<Item, Panic>, cx: &mut Context<'_>) -> Option<Item> {
         let (report, then) = match read {
-            Ok(Some(Ok(frame))) => match self.note_frame(&frame) {
-                Noted::PassOn if self.copy.is_none() => return Some(Some(Ok(frame))),
-                // The end is sent with the last frame, where it is there already.
-                Noted::PassOn => match self.read(cx) {
-                    Poll::Ready(Ok(None)) => (self.whole(None), Then::End(Some(Ok(frame)))),
-                    ahead => {
-                        self.look_ahead(ahead);
-                        return Some(Some(Ok(frame)));
-                    }
-                },
-                Noted::Omitted => (Report::Omitted, Then::GoOn(frame)),
+            Ok(Some(Ok(frame))) => match self.note_frame(&frame, cx) {
+                Noted::Nothing => return Some(Some(Ok(frame))),
+                Noted::Before(report) => (report, Then::GoOn(frame)),
                 Noted::Last(report) => (report, Then::End(Some(Ok(frame)))),
-                Noted::Complete => match self.read(cx) {
-                    Poll::Ready(Ok(None)) => (self.whole(None), Then::End(Some(Ok(frame)))),
-                    ahead => {
-                        let trailers = match &ahead {
-                            Poll::Ready(Ok(Some(Ok(next)))) => next.trailers_ref().cloned(),
-                            _ => None,
-                        };
-                        self.look_ahead(ahead);
-                        (self.whole(trailers), Then::GoOn(frame))
-                    }
-                },
             },
             Ok(Some(Err(error))) => (Report::Broken, Then::End(Some(Err(error)))),
-            Ok(None) => (self.whole(None), Then::End(None)),
+            Ok(None) => (self.ended(None), Then::End(None)),
             Err(panic) => (Report::Broken, Then::Panic(panic)),
         };
         match self.recorder.report(report) {
@@ -382,34 +361,50 @@ impl Tee {
         }
     }
 
-    fn look_ahead(&mut self, ahead: Poll<Result<Item, Panic>>) {
-        if let Poll::Ready(ahead) = ahead {
-            self.ahead = Some(ahead);
-        }
-    }
-
-    fn note_frame(&mut self, frame: &Frame<Bytes>) -> Noted {
+    fn note_frame(&mut self, frame: &Frame<Bytes>, cx: &mut Context<'_>) -> Noted {
         if let Some(trailers) = frame.trailers_ref() {
-            return Noted::Last(self.whole(Some(trailers.clone())));
+            return Noted::Last(self.ended(Some(trailers.clone())));
         }
         let (Some(data), Some(copy)) = (frame.data_ref(), &mut self.copy) else {
-            return Noted::PassOn;
+            return Noted::Nothing;
         };
         if data.len() > self.recorder.limit() - copy.len() {
             self.copy = None;
-            return Noted::Omitted;
+            return Noted::Before(Report::Omitted);
         }
         copy.extend_from_slice(data);
         self.seen += data.len() as u64;
-        // A server that knows the length does not ask for the end.
-        match self.recorder.declared_len() {
-            Some(len) if self.seen >= len => Noted::Complete,
-            _ => Noted::PassOn,
+        if self.ahead.is_none()
+            && let Poll::Ready(read) = self.read(cx)
+        {
+            self.ahead = Some(read);
+        }
+        match &self.ahead {
+            // The end is sent with the last frame, where it is there already.
+            Some(Ok(None)) => Noted::Last(self.ended(None)),
+            // A server that knows the length may ask for no more.
+            Some(Ok(Some(Ok(next)))) if self.is_complete() => {
+                let trailers = next.trailers_ref().cloned();
+                Noted::Before(self.ended(trailers))
+            }
+            _ if self.is_complete() => Noted::Before(self.ended(None)),
+            _ => Noted::Nothing,
         }
     }
 
-    fn whole(&mut self, trailers: Option<HeaderMap>) -> Report {
+    fn is_complete(&self) -> bool {
+        self.recorder
+            .declared_len()
+            .is_some_and(|len| self.seen >= len)
+    }
+
+    fn ended(&mut self, trailers: Option<HeaderMap>) -> Report {
+        let is_short = self
+            .recorder
+            .declared_len()
+            .is_some_and(|len| self.seen < len);
         match self.copy.take() {
+            Some(_) if is_short => Report::Broken,
             Some(body) => Report::Whole { body, trailers },
             None => Report::Omitted,
         }
@@ -438,7 +433,10 @@ impl Tee {
             Stage::Withholding { .. } => false,
             // Once nothing is to be recorded any more, the handler's body speaks for itself.
             Stage::Reading => {
-                self.recorder.has_reported() && self.ahead.is_none() && self.body.is_end_stream()
+                self.recorder.has_reported()
+                    && self.ahead.is_none()
+                    && self.begun.is_end_stream()
+                    && self.body.is_end_stream()
             }
         }
     }

@@ -240,7 +240,7 @@ async fn a_sealed_key_is_free_again_once_it_is_forgotten_or_retention_ends() {
         assert_eq!(other.text(), "done at last");
         let first_attempt = Some(Outcome::Executed {
             attempt: 1,
-            stored: None,
+            stored: Some(true),
         });
         assert_eq!(other.outcome, first_attempt);
         assert_eq!(service.runs.get(), 2);

@@ -230,7 +230,24 @@ async fn a_length_that_is_a_lie_changes_nothing_for_the_first_caller() {
     )
     .await;
     thrice(|| created(Script::data(["1"]).sized(0)), "1", false).await;
-    thrice(|| created(Script::data(["12"]).sized(4)), "12", false).await;
+}
+
+#[tokio::test]
+async fn a_body_that_ends_before_its_length_is_no_answer_to_keep() {
+    let layer = layer(&MemoryStore::new());
+    let (service, runs) = handler(&layer, |_, _: Request<_>| {
+        created(Script::data(["12"]).sized(4))
+    });
+    for attempt in 1..=2 {
+        let first = send(&service, post("k", "")).await;
+        assert_eq!(first.text(), "12");
+        let failed = Outcome::Executed {
+            attempt,
+            stored: Some(false),
+        };
+        assert_eq!(first.outcome, Some(failed));
+    }
+    assert_eq!((runs.get(), layer.in_flight().count()), (2, 0));
 }
 
 #[tokio::test]

@@ -323,7 +323,7 @@ async fn a_run_without_protection_calls_a_service_that_is_ready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_without_protection_after_waiting_makes_its_service_ready_first() {
+async fn who_has_seen_the_run_of_another_does_not_run_beside_it_without_protection() {
     let api = Api::new(2, 1, |layer| {
         waits(layer).on_outage(OutagePolicy::RunUnprotected)
     });
@@ -336,8 +336,9 @@ async fn a_run_without_protection_after_waiting_makes_its_service_ready_first() 
     api.gate.open_for_all();
     assert_eq!(first.await.unwrap().status, 500);
     let answer = waiter.await.unwrap();
-    assert_eq!((answer.status, answer.text()), (StatusCode::OK, "run 2"));
-    assert_eq!(answer.outcome, Some(Outcome::Unprotected));
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.code().as_deref(), Some("store-unavailable"));
+    assert_eq!(api.runs.get(), 1);
     assert_eq!(api.permits.available_permits(), 2);
     assert_eq!(api.layer.in_flight().count(), 0);
 }

@@ -88,14 +88,16 @@ impl<K: KeyStore> Claimant<K> {
                 }
                 Step::Replay(record) => Some(Acquisition::Replay(record)),
                 Step::Refuse(kind) => Some(Acquisition::Refuse(kind)),
-                // What nobody will read and nothing keeps is not to be done.
-                Step::RunUnprotected if self.progress.is_client_gone() => {
+                // What nobody will read and nothing keeps is not to be done, and neither is
+                // what was seen to be under way.
+                Step::RunUnprotected if self.waited || self.progress.is_client_gone() => {
                     Some(Acquisition::Refuse(RejectionKind::StoreUnavailable))
                 }
                 Step::RunUnprotected => Some(Acquisition::RunUnprotected),
                 Step::Busy => None,
             };
-            if self.in_doubt {
+            // A claim that comes late does nothing to a key that is completed.
+            if self.in_doubt && !matches!(acquisition, Some(Acquisition::Replay(_))) {
                 self.release_in_doubt(claim);
             }
             self.progress.set_may_hold(false);

@@ -67,7 +67,7 @@ impl Collected {
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.rest.is_empty() && self.trailers.is_none()
+        self.first.is_none() && self.rest.is_empty() && self.trailers.is_none() && !self.len_untold
     }
 
     /// Its client gets it as its handler gave it: without a length.

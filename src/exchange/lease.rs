@@ -64,7 +64,9 @@ impl<K: KeyStore> Lease<K> {
         let config = &self.config;
         let interval = config.lease / 3;
         let call_limit = config.store_timeout.min(interval);
-        let mut pause = interval;
+        // Counted from when the claim was sent: its answer may have taken long.
+        let spent = config.lease.saturating_sub(self.progress.live_left());
+        let mut pause = interval.saturating_sub(spent);
         loop {
             let left = self.hold_left();
             if left.is_zero() {
@@ -169,22 +171,28 @@ impl<K: KeyStore> Lease<K> {
     }
 
     async fn settle_later(self, mut settlement: Settlement) {
+        // The last lease outlasts the hold, and so may this.
+        let limit = self.hold_left().max(self.config.lease);
         let retries = async {
             let mut pause = Duration::from_millis(50);
             loop {
-                sleep(pause.min(self.hold_left())).await;
+                sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(5));
-                let limit = self.config.store_timeout;
-                if in_time(limit, self.attempt(&mut settlement)).await.is_ok() {
-                    return true;
-                }
-                if self.hold_left().is_zero() {
-                    trace::gave_up(&self.hold.id);
-                    return false;
+                let call_limit = self.config.store_timeout;
+                if in_time(call_limit, self.attempt(&mut settlement))
+                    .await
+                    .is_ok()
+                {
+                    return;
                 }
             }
         };
-        let settled = alongside(retries, || self.renew()).await;
+        let settled = timeout(limit, alongside(retries, || self.renew()))
+            .await
+            .is_ok();
+        if !settled {
+            trace::gave_up(&self.hold.id);
+        }
         if settled && self.must_keep_letting_go(&settlement) {
             self.keep_letting_go().await;
         }

@@ -70,7 +70,7 @@ impl Operation {
     /// Ask before an effect that cannot be fenced. It can turn false right after, so it
     /// narrows the window and does not close it.
     pub fn is_live(&self) -> bool {
-        self.progress.is_live()
+        !self.progress.live_left().is_zero()
     }
 
     /// A key for a downstream API: 32 hexadecimal digits, equal over all attempts of this
@@ -99,9 +99,11 @@ pub(crate) struct Progress {
     may_hold: AtomicBool,
     client_gone: AtomicBool,
     started: Instant,
-    /// Nanoseconds after `started`; zero while nothing is held.
+    /// Nanoseconds after `started`: zero while nothing is held yet, `OVER` for good.
     live_until: AtomicU64,
 }
+
+const OVER: u64 = u64::MAX;
 
 impl Progress {
     pub(crate) fn new() -> Arc<Self> {
@@ -132,23 +134,27 @@ impl Progress {
     }
 
     /// `sent` is when the claim or renewal was sent, before the store started counting:
-    /// this side gives up first.
+    /// this side gives up first. A run that is over stays so.
     pub(super) fn live_for(&self, lease: Duration, sent: Instant) {
         let until = sent
             .saturating_duration_since(self.started)
             .saturating_add(lease);
-        let until = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
-        self.live_until.store(until, Ordering::Release);
+        let until = u64::try_from(until.as_nanos()).map_or(OVER - 1, |until| until.min(OVER - 1));
+        let update = |now| (now != OVER).then_some(until);
+        let _ = self
+            .live_until
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
     }
 
     pub(super) fn is_over(&self) {
-        self.live_until.store(0, Ordering::Release);
+        self.live_until.store(OVER, Ordering::Release);
     }
 
-    fn is_live(&self) -> bool {
-        let now = Instant::now()
-            .saturating_duration_since(self.started)
-            .as_nanos();
-        now < u128::from(self.live_until.load(Ordering::Acquire))
+    /// What is left of the lease, as far as this side knows.
+    pub(super) fn live_left(&self) -> Duration {
+        match self.live_until.load(Ordering::Acquire) {
+            OVER => Duration::ZERO,
+            until => Duration::from_nanos(until).saturating_sub(self.started.elapsed()),
+        }
     }
 }
