@@ -17,7 +17,7 @@ use crate::exchange::{AnswerBody, Collected, Recorder, Report};
 use crate::model::error::BoxError;
 
 pin_project! {
-    /// The body of a request inside of the layer: the client's own, or a copy of it where
+    /// The body of a request inside the layer: the client's own, or a copy of it where
     /// the layer had to read it first.
     ///
     /// Trailers are kept. `Error` is the error of the client's body.
@@ -36,7 +36,9 @@ pin_project! {
 }
 
 impl<B> RequestBody<B> {
-    pub(crate) fn untouched(body: B) -> Self {
+    /// A body as a client sends it: what a service inside the layer gets in a test of its
+    /// own.
+    pub fn new(body: B) -> Self {
         Self {
             kind: RequestKind::Untouched { body },
         }
@@ -93,7 +95,7 @@ fn into_bytes<D: Buf>(frame: Frame<D>) -> Frame<Bytes> {
 }
 
 pin_project! {
-    /// The body of a response outside of the layer: the handler's own, one that was
+    /// The body of a response outside the layer: the handler's own, one that was
     /// recorded, or the handler's while it is being recorded.
     ///
     /// A body that is being recorded withholds its last frame until the record is
@@ -108,6 +110,7 @@ pin_project! {
     #[project = ResponseKindProj]
     enum ResponseKind<B> {
         Original { #[pin] body: B },
+        Pending { body: Pin<Box<B>> },
         Collected { body: Collected },
         Broken { body: Collected, missing: Option<u64>, error: Option<BoxError> },
         Recording { body: Recording },
@@ -130,6 +133,7 @@ where
     fn from(body: AnswerBody<B>) -> Self {
         let kind = match body {
             AnswerBody::Original(body) => ResponseKind::Original { body },
+            AnswerBody::Pending(body) => ResponseKind::Pending { body },
             AnswerBody::Whole(body) => ResponseKind::Collected { body },
             AnswerBody::Broken {
                 body,
@@ -187,9 +191,8 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.project().kind.project() {
-            ResponseKindProj::Original { body } => body
-                .poll_frame(cx)
-                .map(|frame| frame.map(|frame| frame.map(into_bytes).map_err(Into::into))),
+            ResponseKindProj::Original { body } => poll_original(body, cx),
+            ResponseKindProj::Pending { body } => poll_original(body.as_mut(), cx),
             ResponseKindProj::Collected { body } => Poll::Ready(body.next_frame().map(Ok)),
             ResponseKindProj::Broken { body, error, .. } => {
                 Poll::Ready(body.next_frame().map(Ok).or_else(|| error.take().map(Err)))
@@ -201,6 +204,7 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             ResponseKind::Original { body } => body.is_end_stream(),
+            ResponseKind::Pending { body } => body.is_end_stream(),
             ResponseKind::Collected { body } => body.is_end_stream(),
             ResponseKind::Broken { body, error, .. } => body.is_end_stream() && error.is_none(),
             ResponseKind::Recording { body } => body.is_end_stream(),
@@ -210,6 +214,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             ResponseKind::Original { body } => body.size_hint(),
+            ResponseKind::Pending { body } => body.size_hint(),
             ResponseKind::Collected { body } => body.size_hint(),
             // It promises what its handler promised, so that the client sees it break off.
             ResponseKind::Broken {
@@ -220,6 +225,15 @@ where
             ResponseKind::Broken { .. } | ResponseKind::Recording { .. } => SizeHint::new(),
         }
     }
+}
+
+fn poll_original<B>(body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Item>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    let frame = body.poll_frame(cx);
+    frame.map(|frame| frame.map(|frame| frame.map(into_bytes).map_err(Into::into)))
 }
 
 /// A handler's body on its way to the client, with a bounded copy for the record. Dropped

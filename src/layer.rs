@@ -320,8 +320,9 @@ impl<K> IdempotencyLayer<K> {
     }
 
     /// Default: 2 s. The longest that one call of the store may take; a renewal may take
-    /// the smaller of this and a third of the lease. It is also how long an answer is
-    /// held back for its record to be written.
+    /// the smaller of this and a third of the lease. A claim without an answer is sent
+    /// twice before the request is refused. It is also how long an answer is held back for
+    /// its record to be written.
     ///
     /// ```
     /// # use tower_idempotency::{store::MemoryStore, IdempotencyLayer, SharedByAllCallers};
@@ -345,7 +346,7 @@ impl<K> IdempotencyLayer<K> {
     /// Default: unbounded. How many exchanges may be under way at once, over all clones
     /// of this layer; one more is refused with 503 `overloaded`.
     ///
-    /// An exchange outlives its connection, so a limit outside of this layer does not
+    /// An exchange outlives its connection, so a limit outside this layer does not
     /// bound them: a client that resets its streams frees those permits and not this one.
     ///
     /// ```
@@ -370,7 +371,8 @@ impl<K> IdempotencyLayer<K> {
 
     /// Default: 2 MiB. The largest body, in bytes, of a request with a key: it is read
     /// into memory before the handler runs. A larger one is refused with 413
-    /// `request-too-large`.
+    /// `request-too-large`. So is one in whose body a
+    /// [key](crate::KeyExtractor::reads_body) is looked for, whether or not it has one.
     ///
     /// ```
     /// # use tower_idempotency::{store::MemoryStore, IdempotencyLayer, SharedByAllCallers};
@@ -428,11 +430,11 @@ impl<K> IdempotencyLayer<K> {
         self.set(|config| config.rejection = Arc::new(response))
     }
 
-    /// The exchanges under way, for a shutdown that waits for them.
+    /// The exchanges under way, for a shutdown that waits for them: first let the server
+    /// finish its connections, then wait for what outlived them.
     ///
     /// ```
     /// # use tower_idempotency::{store::MemoryStore, IdempotencyLayer, SharedByAllCallers};
-    /// # let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// # let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);

@@ -40,7 +40,7 @@
 //! # Hazards in deployment
 //!
 //! - The [scope](ScopeExtractor) must name the principal whose permissions decide.
-//! - Authentication belongs outside of this layer: a replay does not reach the handler.
+//! - Authentication belongs outside this layer: a replay does not reach the handler.
 //! - A handler that fails after its effect applies it again under
 //!   [`FailurePolicy::RunAgain`], unless it hands [`Operation::child_key`] on.
 //! - An exchange outlives its connection. Wait for [`InFlight::idle`] before you exit, and
@@ -87,8 +87,8 @@ pub mod header {
     /// Response: `true` on a replay, and on nothing else.
     pub const IDEMPOTENT_REPLAYED: HeaderName = crate::exchange::IDEMPOTENT_REPLAYED;
 
-    /// Response: `false` where the handler ran and its answer is not on record, though it
-    /// should be.
+    /// Response: `false` where the handler ran and the store has not acknowledged how the
+    /// run ended, or where it ran without protection. A retry may run it again.
     pub const IDEMPOTENCY_STORED: HeaderName = crate::exchange::IDEMPOTENCY_STORED;
 
     /// Response: `omitted` on a replay whose body was not recorded.

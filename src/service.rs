@@ -64,14 +64,12 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         if !self.config.methods.protect(request.method()) {
-            return ResponseFuture::pass_through(
-                self.inner.call(request.map(RequestBody::untouched)),
-            );
+            return ResponseFuture::pass_through(self.inner.call(request.map(RequestBody::new)));
         }
         let (request, body) = request.into_parts();
         match admit(&self.config, &self.in_flight, &request, &body.size_hint()) {
             Admission::PassThrough => {
-                let request = Request::from_parts(request, RequestBody::untouched(body));
+                let request = Request::from_parts(request, RequestBody::new(body));
                 ResponseFuture::pass_through(self.inner.call(request))
             }
             Admission::Refuse(rejection) => {

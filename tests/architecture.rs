@@ -22,7 +22,8 @@ fn sources() -> Vec<Source> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|end| end == "rs") {
+            } else {
+                assert!(path.extension().is_some_and(|end| end == "rs"), "{path:?}");
                 let module = module(path.strip_prefix(&root).unwrap());
                 let text = fs::read_to_string(&path).unwrap();
                 found.push(Source { module, text });

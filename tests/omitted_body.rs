@@ -232,6 +232,40 @@ async fn a_length_that_is_a_lie_changes_nothing_for_the_first_caller() {
     thrice(|| created(Script::data(["1"]).sized(0)), "1", false).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_may_have_no_body_does_not_wait_for_one() {
+    for (status, declared) in [(204, None), (304, None), (200, Some("0"))] {
+        let layer = layer(&MemoryStore::new());
+        let (service, runs) = handler(&layer, move |_, _: Request<_>| {
+            // Asked for its body, it has nothing yet, and will have for a long time.
+            let body = Script::new(std::iter::repeat_n(Step::Waits, 1_000));
+            let mut answer = Response::new(body);
+            *answer.status_mut() = StatusCode::from_u16(status).unwrap();
+            if let Some(len) = declared {
+                answer
+                    .headers_mut()
+                    .insert("content-length", len.parse().unwrap());
+            }
+            answer
+        });
+        let answering = service.clone().oneshot(post("k", ""));
+        let first = tokio::time::timeout(std::time::Duration::ZERO, answering);
+        let first = first.await.expect("the head is there").unwrap();
+        assert_eq!(first.status(), status);
+        let executed = Outcome::Executed {
+            attempt: 1,
+            stored: Some(true),
+        };
+        assert_eq!(first.extensions().get(), Some(&executed));
+        let retry = send(&service, post("k", "")).await;
+        assert_eq!((retry.status.as_u16(), retry.text()), (status, ""));
+        assert!(retry.is_replay());
+        // What the handler has to say is said to its client all the same.
+        assert_eq!(read(first).await.text(), "");
+        assert_eq!((runs.get(), layer.in_flight().count()), (1, 0));
+    }
+}
+
 #[tokio::test]
 async fn a_body_that_ends_before_its_length_is_no_answer_to_keep() {
     let layer = layer(&MemoryStore::new());

@@ -56,7 +56,11 @@ async fn both(layer: &IdempotencyLayer<MemoryStore>, answer: Response<Script>) -
     let status = answer.status();
     let (service, runs) = handler(layer, move |_, _: Request<_>| answer.clone());
     let first = send(&service, post("k", "")).await;
-    assert_eq!(listed(&first.headers), listed(&sent), "P8");
+    assert_eq!(
+        listed(&first.headers),
+        listed(&sent),
+        "the first answer was changed"
+    );
     assert_eq!(first.status, status);
     layer.in_flight().idle().await;
     let retry = send(&service, post("k", "")).await;

@@ -25,6 +25,8 @@ pub(crate) type Answer<R> = Response<AnswerBody<R>>;
 pub(crate) enum AnswerBody<R> {
     /// The handler's own, untouched.
     Original(R),
+    /// The same, after it was asked for its beginning and had none.
+    Pending(Pin<Box<R>>),
     Whole(Collected),
     /// As far as it came, and what it owes to the length that it promised.
     Broken {

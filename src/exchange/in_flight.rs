@@ -5,8 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
-/// The exchanges that a layer and its clones have under way: keyed requests whose
-/// answer is not out or not on record yet, whether or not their client is still there.
+/// The exchanges that a layer and its clones have under way: keyed requests, from the
+/// first byte of their upload until their claim is concluded, whether or not their client
+/// is still there. What is concluded may still be on its way to the client.
+///
+/// An upload that stalls is under way too: bound its time by a layer outside, such as
+/// `tower_http::timeout::RequestBodyTimeoutLayer`, and the wait by a time-out.
 ///
 /// ```no_run
 /// # async fn shutdown(layer: tower_idempotency::IdempotencyLayer) {

@@ -58,6 +58,14 @@ fn reduced(settlement: &Settlement, refused_for: StoreErrorKind) -> Option<Settl
     }
 }
 
+fn call_of(settlement: &Settlement) -> &'static str {
+    match settlement {
+        Conclusion::Record(_) => "complete",
+        Conclusion::Release => "release",
+        Conclusion::Fail { .. } => "fail",
+    }
+}
+
 impl<K: KeyStore> Lease<K> {
     /// Renews the lease until another owner has it or `max_hold` is over.
     pub(super) async fn renew(&self) {
@@ -110,6 +118,9 @@ impl<K: KeyStore> Lease<K> {
         let limit = self.config.store_timeout;
         let answer = match in_time(limit, self.attempt_twice(&mut settlement)).await {
             Ok(acknowledged) => {
+                if acknowledged && settlement == (Conclusion::Fail { seal: true }) {
+                    trace::sealed(&self.hold.id);
+                }
                 if self.must_keep_letting_go(&settlement) {
                     Span::current().spawn(self.clone().keep_letting_go());
                 }
@@ -143,7 +154,7 @@ impl<K: KeyStore> Lease<K> {
                 Ok(acknowledged) => return Ok(acknowledged),
                 Err(error) => error,
             };
-            trace::store_failed(&self.hold.id, "settle", &error);
+            trace::store_failed(&self.hold.id, call_of(settlement), &error);
             match reduced(settlement, error.kind()) {
                 Some(smaller) => *settlement = smaller,
                 None => return Err(error),

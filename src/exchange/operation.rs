@@ -93,7 +93,7 @@ impl Operation {
 }
 
 /// What the parts of one exchange know of each other: the future that a server polls,
-/// the run inside of it, and the operation that the handler was given.
+/// the run inside it, and the operation that the handler was given.
 #[derive(Debug)]
 pub(crate) struct Progress {
     may_hold: AtomicBool,

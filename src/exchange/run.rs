@@ -187,7 +187,7 @@ where
     }
     // A body that turns out to be longer has to move on in the middle of it.
     let mut body = Box::pin(body);
-    let expected = hint.exact().or(declared_len.filter(|&len| len == 0));
+    let expected = hint.exact().filter(|_| !has_no_body);
     match collect::response(body.as_mut(), expected, limit, &mut begun).await {
         Read::Whole => {
             let verdict = head.at_end(begun.trailers(), &*config.record_when);
@@ -210,6 +210,11 @@ where
                 },
                 settlement,
             )
+        }
+        Read::Unfinished if declared_len == Some(0) && begun.is_end_stream() => {
+            let record = || capture::whole(&parts, &begun, config);
+            let settlement = answered(head.verdict, on_failure, record);
+            done(parts, AnswerBody::Pending(body), settlement)
         }
         Read::Unfinished => {
             // What is longer than it said has no length that could be counted on.

@@ -58,3 +58,13 @@ pub(super) fn gave_up(id: &RecordId) {
     #[cfg(not(feature = "tracing"))]
     let _ = id;
 }
+
+pub(super) fn sealed(id: &RecordId) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        record = %id,
+        "the run failed and its key is sealed, until it is resolved or forgotten"
+    );
+    #[cfg(not(feature = "tracing"))]
+    let _ = id;
+}

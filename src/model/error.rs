@@ -5,7 +5,7 @@ pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// What is known of a store's call that failed.
 ///
-/// The layer's answer hangs on this split and on nothing else of the engine.
+/// The layer's answer depends on this split and on nothing else of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StoreErrorKind {

@@ -80,14 +80,14 @@ impl IdempotencyKey {
     /// anything but printable ASCII (0x20 to 0x7e, the range of a String in RFC 9651).
     pub fn new(text: &str) -> Result<Self, InvalidKey> {
         if text.is_empty() {
-            return Err(InvalidKey::new("it is empty"));
+            return Err(InvalidKey::new("The key is empty."));
         }
         if text.len() > Self::MAX_LEN {
-            return Err(InvalidKey::new("it is longer than 255 bytes"));
+            return Err(InvalidKey::new("The key is longer than 255 bytes."));
         }
         if !text.bytes().all(|byte| matches!(byte, 0x20..=0x7e)) {
             return Err(InvalidKey::new(
-                "it holds a byte that is not printable ASCII",
+                "The key holds a byte that is not printable ASCII.",
             ));
         }
         Ok(Self(Text::new(text)))
@@ -121,18 +121,20 @@ impl TryFrom<&HeaderValue> for IdempotencyKey {
         let value = value.as_bytes().trim_ascii();
         let text = if value.starts_with(b"\"") {
             let text = structured::string_item(value).ok_or_else(|| {
-                InvalidKey::new("it begins with a quotation mark and is no Structured Field String")
+                InvalidKey::new(
+                    "The key begins with a quotation mark and is no Structured Field String.",
+                )
             })?;
             Cow::Owned(text)
         } else if value.iter().all(|&byte| is_bare(byte)) {
             Cow::Borrowed(value)
         } else {
             return Err(InvalidKey::new(
-                "it holds a byte that must be quoted, or is not visible ASCII",
+                "The key holds a byte that must be quoted, or is not visible ASCII.",
             ));
         };
         std::str::from_utf8(&text)
-            .map_err(|_| InvalidKey::new("it is not ASCII"))
+            .map_err(|_| InvalidKey::new("The key is not ASCII."))
             .and_then(Self::new)
     }
 }
@@ -154,8 +156,8 @@ pub struct InvalidKey {
 }
 
 impl InvalidKey {
-    /// `reason` completes the sentence "the idempotency key is refused: …" and reaches
-    /// the client. It is a constant, so that no byte of a request can be echoed.
+    /// `reason` is a sentence that reaches the client. It is a constant, so that no byte of
+    /// a request can be echoed.
     pub const fn new(reason: &'static str) -> Self {
         Self { reason }
     }
@@ -168,7 +170,7 @@ impl InvalidKey {
 
 impl fmt::Display for InvalidKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the idempotency key is refused: {}", self.reason)
+        f.write_str(self.reason)
     }
 }
 

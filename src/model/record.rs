@@ -66,8 +66,9 @@ impl Record {
     /// The record of an answer whose body is at hand. Operators build with it the answer
     /// that [`KeyStore::resolve`](crate::store::KeyStore::resolve) gives to a sealed key.
     ///
-    /// What the layer never records is left out here too: fields of the connection,
-    /// those that are computed anew (`Content-Length`, `Transfer-Encoding`, `Date`,
+    /// What the layer never records is left out here too: fields of the connection
+    /// ([RFC 9110 §7.6.1](https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1)), those that
+    /// are computed anew (`Content-Length`, `Transfer-Encoding`, `Date`,
     /// `Age`), and `Set-Cookie`.
     pub fn new<B: AsRef<[u8]>>(answer: &Response<B>) -> Self {
         let head = Source {
@@ -143,7 +144,7 @@ impl Record {
     }
 
     /// When the answer was recorded, by the clock of the process that ran the request.
-    /// For people to read: no decision hangs on it.
+    /// For people to read: nothing depends on it.
     pub fn recorded_at(&self) -> SystemTime {
         let ms = self.head().map_or(0, |head| head.recorded_at_ms);
         UNIX_EPOCH + Duration::from_millis(ms)

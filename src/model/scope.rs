@@ -23,7 +23,7 @@ use super::key::IdempotencyKey;
 pub struct Scope(Vec<u8>);
 
 impl Scope {
-    /// The scope of one part.
+    /// The scope of one part: text or bytes. A number goes in as `id.to_be_bytes()`.
     pub fn new(part: impl AsRef<[u8]>) -> Self {
         let part = part.as_ref();
         Self(Vec::with_capacity(part.len() + 8)).and(part)

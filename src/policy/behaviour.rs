@@ -50,15 +50,18 @@ pub enum OutagePolicy {
     Reject,
     /// The request runs **without protection: a retry runs it again**. Its answer says
     /// `Idempotency-Stored: false`. Only when the store said that it did
-    /// [nothing](crate::store::StoreErrorKind::NotApplied): a full store, or a claim that
-    /// may have been applied, never switches protection off.
+    /// [nothing](crate::store::StoreErrorKind::NotApplied), as when its connection is
+    /// refused: a time-out, a full or a misconfigured store never switches protection off,
+    /// and neither does one that fails while the request waits for another.
     RunUnprotected,
 }
 
 /// What the layer did with a request. Found in the extensions of the response, for logs
-/// and metrics outside of the layer.
+/// and metrics outside the layer.
 ///
-/// A request that the layer does not touch (no key, a safe method) gets none.
+/// A request that the layer does not touch (no key, a safe method) gets none, and neither
+/// does a run that panics or ends in an error: there is no response. Watch for
+/// [`OutcomeUnknown`](RejectionKind::OutcomeUnknown): somebody waits for an operator.
 ///
 /// ```
 /// use http::{Request, Response};
@@ -91,6 +94,9 @@ pub enum Outcome {
         /// The number of the run, from 1.
         attempt: u64,
         /// Whether the answer is on record; `None` while it is still being streamed.
+        /// `Some(false)` also where it is not meant to be, after a failed run or
+        /// [`Verdict::Release`](crate::Verdict::Release): an answer that was lost to the
+        /// store is marked `Idempotency-Stored: false` besides.
         stored: Option<bool>,
     },
     /// The recorded answer was given.

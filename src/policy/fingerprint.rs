@@ -19,22 +19,16 @@ const FORMAT: u8 = 1;
 /// same for a retry. [`fingerprint_fn`] makes one of a closure:
 ///
 /// ```
-/// use sha2::{Digest, Sha256};
-/// use tower_idempotency::store::Fingerprint;
-/// use tower_idempotency::fingerprint_fn;
+/// use tower_idempotency::{Fingerprinter, RequestDigest, fingerprint_fn};
 ///
 /// // A front end that adds the time of sending as the last line of the body.
 /// let but_the_last_line = fingerprint_fn(|request, body| {
 ///     let end = body.iter().rposition(|&byte| byte == b'\n').unwrap_or(body.len());
-///     let path = request.uri.path().as_bytes();
-///     let digest = Sha256::new()
-///         .chain_update((path.len() as u64).to_be_bytes())
-///         .chain_update(path)
-///         .chain_update(&body[..end]);
-///     Fingerprint::from_bytes(digest.finalize().into())
+///     RequestDigest::default().fingerprint(request, &body[..end])
 /// });
 /// # let _ = but_the_last_line;
 /// ```
+#[diagnostic::on_unimplemented(note = "wrap a closure in `fingerprint_fn`, or use `RequestDigest`")]
 pub trait Fingerprinter: Send + Sync + 'static {
     /// The fingerprint of a request and its whole body.
     fn fingerprint(&self, request: &Parts, body: &[u8]) -> Fingerprint;
@@ -43,13 +37,15 @@ pub trait Fingerprinter: Send + Sync + 'static {
 /// SHA-256 over method, path and query, media type of `Content-Type` without its
 /// parameters, and the body as it came, each behind its length. The default.
 ///
-/// Scheme and host are left out, and so are all other header fields. A body that means
+/// The media type compares without regard to case
+/// ([RFC 9110 §8.3.1](https://www.rfc-editor.org/rfc/rfc9110#section-8.3.1)). Scheme and host
+/// are left out, and so are all other header fields. A body that means
 /// the same in other bytes (JSON keys in another order, another multipart boundary) is
 /// another request.
 ///
 /// # Nested routers
 ///
-/// `axum::Router::nest` hides the prefix from what is attached inside of it, so `/a/pay`
+/// `axum::Router::nest` hides the prefix from what is attached inside it, so `/a/pay`
 /// and `/b/pay` look alike in there, and a key used on one would replay on the other.
 /// Attach the layer outside of the nesting, give each inside layer a
 /// [`namespace`](crate::IdempotencyLayer::namespace), or take the URI that axum keeps:
@@ -99,7 +95,6 @@ impl Fingerprinter for RequestDigest {
     }
 }
 
-/// Type and subtype compare without regard to case (RFC 9110 §8.3.1).
 fn media_type(request: &Parts) -> Cow<'_, [u8]> {
     let value = request
         .headers

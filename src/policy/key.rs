@@ -22,9 +22,14 @@ pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempote
 /// let by_event = key_fn(|request| {
 ///     request.headers.get("webhook-id").map(IdempotencyKey::try_from).transpose()
 /// });
-/// let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers).key(by_event);
+/// let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
+///     .key(by_event)
+///     .require_key(true);
 /// # let _ = layer;
 /// ```
+#[diagnostic::on_unimplemented(
+    note = "wrap a closure in `key_fn`; for a header of another name use `HeaderKey::named`"
+)]
 pub trait KeyExtractor: Send + Sync + 'static {
     /// The key, or `None` where the request has none.
     ///
@@ -35,7 +40,8 @@ pub trait KeyExtractor: Send + Sync + 'static {
     fn key(&self, request: &Parts) -> Result<Option<IdempotencyKey>, InvalidKey>;
 
     /// Whether [`key_in_body`](Self::key_in_body) is to be asked when
-    /// [`key`](Self::key) found none. The body is buffered then. Provided: no.
+    /// [`key`](Self::key) found none. The body is buffered then, within the layer's limits,
+    /// even if it turns out to hold no key. Provided: no.
     fn reads_body(&self, request: &Parts) -> bool {
         let _ = request;
         false
@@ -108,7 +114,9 @@ impl KeyExtractor for HeaderKey {
             return Ok(None);
         };
         if lines.next().is_some() {
-            return Err(InvalidKey::new("the header field is repeated"));
+            return Err(InvalidKey::new(
+                "The key is sent in more than one header field.",
+            ));
         }
         IdempotencyKey::try_from(line).map(Some)
     }

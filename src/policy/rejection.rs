@@ -7,6 +7,24 @@ use http::request::Parts;
 use http::{Response, StatusCode, Uri};
 
 /// Why the layer refused a request.
+///
+/// | [`code`](Self::code) | status | [`retryable`](Self::retryable) | [`new_key_safe`](Self::new_key_safe) | `Retry-After` |
+/// |---|---|---|---|---|
+/// | `missing-key` | 400 | no | yes | |
+/// | `invalid-key` | 400 | no | yes | |
+/// | `unknown-caller` | 403 | no | no | |
+/// | `request-too-large` | 413 | no | no | |
+/// | `unreadable-body` | 400 | yes | no | |
+/// | `key-reused` | 422 | no | no | |
+/// | `in-progress` | 409 | yes | no | 1 s |
+/// | `quota-exceeded` | 429 | yes | no | 60 s |
+/// | `outcome-unknown` | 500 | no | no | |
+/// | `record-unreadable` | 500 | no | no | |
+/// | `store-unavailable` | 503 | yes | no | 1 s |
+/// | `overloaded` | 503 | yes | no | 1 s |
+///
+/// A client that gets no answer at all, a 5xx of the handler, or an answer marked
+/// `Idempotency-Stored: false` asks again under the same key as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RejectionKind {
@@ -107,10 +125,12 @@ impl RejectionKind {
 
     const fn detail(self) -> &'static str {
         match self {
-            Self::MissingKey => "Send a header field Idempotency-Key with a value of your choice.",
+            Self::MissingKey => "Send an idempotency key of your choice with the request.",
             Self::InvalidKey => "Send one key of 1 to 255 visible ASCII characters.",
-            Self::UnknownCaller => "Authenticate, then send the request again.",
-            Self::RequestTooLarge => "Send a smaller body, or no idempotency key.",
+            Self::UnknownCaller => {
+                "No key is accepted from a caller who is not known: authenticate first."
+            }
+            Self::RequestTooLarge => "Nothing was run for this attempt: send a smaller body.",
             Self::UnreadableBody => "The body ended early. Nothing was run: send it again.",
             Self::KeyReused => {
                 "The key was sent with another request before, which may have been applied."
@@ -118,7 +138,7 @@ impl RejectionKind {
             Self::InProgress => "Its answer is not there yet: ask again under the same key.",
             Self::QuotaExceeded => "Nothing was run: send it again later under the same key.",
             Self::OutcomeUnknown => {
-                "An earlier attempt ended without an answer and may have been applied."
+                "An earlier attempt ended without a final answer and may have been applied."
             }
             Self::RecordUnreadable => {
                 "The request was completed before. It was not run again: the record is unreadable."
@@ -162,7 +182,8 @@ impl Rejection {
         self.detail
     }
 
-    /// When to ask again, where that is of use.
+    /// When to ask again, where that is of use: 1 s, and 60 s for a quota. Sent as
+    /// `Retry-After` ([RFC 9110 §10.2.3](https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3)).
     pub const fn retry_after(&self) -> Option<Duration> {
         self.kind.retry_after()
     }
@@ -197,13 +218,14 @@ impl fmt::Display for Rejection {
 /// });
 /// # let _ = plain;
 /// ```
+#[diagnostic::on_unimplemented(note = "wrap a closure in `rejection_fn`, or use `ProblemJson`")]
 pub trait RejectionResponse: Send + Sync + 'static {
     /// The response. The layer adds [`Outcome::Rejected`](crate::Outcome::Rejected) to
     /// its extensions.
     fn response(&self, rejection: &Rejection, request: &Parts) -> Response<Bytes>;
 }
 
-/// `application/problem+json` ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)), with
+/// `application/problem+json` ([RFC 9457 §3](https://www.rfc-editor.org/rfc/rfc9457#section-3)), with
 /// `Cache-Control: no-store`, and `Retry-After` where it helps. The default.
 ///
 /// Members: `type`, `title`, `status`, `detail`, and as extensions `code`, `retryable`

@@ -12,9 +12,12 @@ use crate::model::scope::Scope;
 /// one caller's answer could be shown to another. `None` refuses the request with 403
 /// `unknown-caller`.
 ///
-/// Read what your authentication has established, which must run outside of this layer:
+/// Read what your authentication has established, which must run outside this layer:
 /// [`by_extension`] for what it left in the request's extensions, [`by_trusted_header`]
 /// for what a proxy of yours sets, [`scope_fn`] for the rest.
+#[diagnostic::on_unimplemented(
+    note = "wrap a closure in `scope_fn`, or see `by_extension` and `by_trusted_header`"
+)]
 pub trait ScopeExtractor: Send + Sync + 'static {
     /// The owner of the key, or `None` where there is none.
     fn scope(&self, request: &Parts) -> Option<Scope>;
@@ -36,7 +39,8 @@ impl ScopeExtractor for SharedByAllCallers {
 }
 
 /// The scope from a value that an outer layer left in the request's extensions: the
-/// authenticated user, the tenant. Absent, it is no scope.
+/// authenticated user, the tenant. Absent, it is no scope; where the value itself may name
+/// none, use [`scope_fn`].
 ///
 /// ```
 /// use tower_idempotency::store::MemoryStore;

@@ -20,9 +20,11 @@ use http::{StatusCode, response};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// It is final: recorded, and replayed to every retry.
+    /// It is final: recorded, and replayed to every retry. So is a refusal of bad input:
+    /// a corrected request needs a new key then.
     Record,
-    /// Nothing was done: the key is free again, for any request.
+    /// Nothing was done: the key is free again, for any request. After an earlier attempt,
+    /// which may have been applied, it is free for the same request alone.
     Release,
     /// What was done is not known: the [`FailurePolicy`](crate::FailurePolicy) decides.
     Failed,
@@ -30,7 +32,7 @@ pub enum Verdict {
 
 /// How long this answer is kept, instead of the layer's
 /// [`retention`](crate::IdempotencyLayer::retention). Put in the extensions of a
-/// response; held within 1 s and 30 days.
+/// response; clamped to 1 s and 30 days.
 ///
 /// ```
 /// use std::time::Duration;
@@ -66,6 +68,7 @@ impl Retention {
 /// });
 /// # let _ = only_successes;
 /// ```
+#[diagnostic::on_unimplemented(note = "wrap a closure in `verdict_fn`, or use `FinalAnswers`")]
 pub trait RecordPolicy: Send + Sync + 'static {
     /// The verdict on an answer's head. A [`Verdict`] in the answer's own extensions
     /// comes before it.
@@ -87,6 +90,11 @@ pub trait RecordPolicy: Send + Sync + 'static {
 /// | 401, 407, 421, 425, 429 | [`Release`](Verdict::Release): refused before anything was done |
 /// | 408, 5xx and above | [`Failed`](Verdict::Failed): a time-out or a fault in the middle of it |
 /// | every other | [`Record`](Verdict::Record) |
+///
+/// Statuses above 599 are server errors, as
+/// [RFC 9110 §15](https://www.rfc-editor.org/rfc/rfc9110#section-15) has it. Whatever the
+/// policy says, 101 is released, since an upgraded connection cannot be replayed, and any
+/// other 1xx is a failed run: no server sends it as an answer.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FinalAnswers;
 
@@ -99,7 +107,6 @@ impl RecordPolicy for FinalAnswers {
             | StatusCode::TOO_EARLY
             | StatusCode::TOO_MANY_REQUESTS => Verdict::Release,
             StatusCode::REQUEST_TIMEOUT => Verdict::Failed,
-            // RFC 9110 §15 has a status above 599 treated as a server error.
             status if status.as_u16() >= 500 => Verdict::Failed,
             _ => Verdict::Record,
         }

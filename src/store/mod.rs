@@ -70,26 +70,29 @@ pub use crate::model::scope::{RecordId, ScopeId};
 /// 13. An expired record is claimable at once, without waiting for a purge.
 ///     [`purge_expired`](Self::purge_expired) removes dead records alone, in bounded
 ///     batches, on all nodes at once. `forget` refuses a live run. [`resolve`](Self::resolve)
-///     acts on a sealed key alone.
+///     acts on a sealed key alone, which one whose lease ended under [`Lapse::Seal`] is too.
 /// 14. Errors say what is known: [`StoreErrorKind`]. The engine's own error is kept as the
 ///     source. A store on a server sets its server-side time-out below the layer's
 ///     [`store_timeout`](crate::IdempotencyLayer::store_timeout), so that a call which was
 ///     given up does not linger.
 ///
+/// # Errors
+///
+/// Every method gives a [`StoreError`] whose [kind](StoreErrorKind) says what is known.
+///
 /// `examples/custom_store.rs` is a whole store that passes the suite.
+#[diagnostic::on_unimplemented(
+    note = "see `tower_idempotency::store` for the stores there are; `AnyStore` erases a type"
+)]
 pub trait KeyStore: Send + Sync + 'static {
     /// Asks for the right to run a request.
-    ///
-    /// # Errors
-    ///
-    /// As every method: a [`StoreError`] of the kind that says what is known.
     fn claim(
         &self,
         request: &ClaimRequest,
     ) -> impl Future<Output = Result<Claimed, StoreError>> + Send;
 
-    /// Renews the lease: it ends `lease` from now, and the record `retention` later, or
-    /// when it would have ended anyway if that is later.
+    /// Renews the lease: it ends `lease` from now. The record ends `retention` after that,
+    /// and never earlier than it would have without the call.
     fn extend(
         &self,
         hold: &Hold,
@@ -135,9 +138,10 @@ pub trait KeyStore: Send + Sync + 'static {
         retention: Duration,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Removes at most that many expired records, and says how many. To be called from
-    /// time to time where the engine does not expire records itself, which the provided
-    /// body takes for granted.
+    /// Removes at most that many expired records, and says how many. The layer never calls
+    /// it: call it from time to time where the engine does not expire records itself. The
+    /// provided body takes for granted that it does; a store that wraps another has to pass
+    /// the call on.
     fn purge_expired(
         &self,
         at_most: usize,
@@ -149,8 +153,8 @@ pub trait KeyStore: Send + Sync + 'static {
     /// Returns when the record may have changed, and after `at_most` in any case.
     ///
     /// From its first poll on it must not miss a change: a waiter polls it once, looks the
-    /// record up, and only then sleeps on it. Returning early is harmless. The provided
-    /// body sleeps 25 ms to 250 ms, more the longer the wait, at random so that waiters do
+    /// record up, and only then sleeps on it. Returning early is harmless. A store that
+    /// wraps another has to pass the call on. The provided body sleeps 25 ms to 250 ms, more the longer the wait, at random so that waiters do
     /// not come in step.
     fn changed(&self, id: &RecordId, at_most: Duration) -> impl Future<Output = ()> + Send {
         let _ = id;

@@ -36,7 +36,7 @@
 //! store in memory that reads tokio's clock can be tested under the [paused
 //! clock](https://docs.rs/tokio/1/tokio/time/fn.pause.html), where it takes none. Leases
 //! and retentions of 50 ms are taken for over after 250 ms, so an engine that keeps time in
-//! whole seconds does not pass. Nothing hangs on the speed of the machine.
+//! whole seconds does not pass. Nothing depends on the speed of the machine.
 //!
 //! # What it does not check
 //!

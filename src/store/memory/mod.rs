@@ -84,9 +84,16 @@ impl MemoryStore {
         }
     }
 
-    /// 1,000,000: how many records are kept. A claim that would add one more is refused
+    /// Default: 1,000,000. How many records are kept. A claim that would add one more is refused
     /// with [`Full`](super::StoreErrorKind::Full). Besides the bytes of its answer a record
     /// takes about 300.
+    ///
+    /// ```
+    /// use tower_idempotency::store::MemoryStore;
+    ///
+    /// let store = MemoryStore::new().max_records(100_000);
+    /// # let _ = store;
+    /// ```
     ///
     /// # Panics
     ///
@@ -102,13 +109,20 @@ impl MemoryStore {
         self
     }
 
-    /// 268,435,456 (256 MiB): how many bytes of answers are kept, counted as
+    /// Default: 256 MiB. How many bytes of answers are kept, counted as
     /// [`Record::as_bytes`] has them: head, header fields and body.
     ///
     /// An answer that does not fit is refused with [`Full`](super::StoreErrorKind::Full),
     /// unless it [is without its body](Record::is_omitted): then it is kept past the bound,
     /// so that the fact of completion is never lost. While the bound is reached or passed,
     /// new claims are refused.
+    ///
+    /// ```
+    /// use tower_idempotency::store::MemoryStore;
+    ///
+    /// let store = MemoryStore::new().max_bytes(64 * 1024 * 1024);
+    /// # let _ = store;
+    /// ```
     ///
     /// # Panics
     ///
@@ -124,9 +138,16 @@ impl MemoryStore {
         self
     }
 
-    /// Unbounded: how many records one scope may have. A claim that would add one more is
+    /// Default: unbounded. How many records one scope may have. A claim that would add one more is
     /// refused with [`Quota`](super::StoreErrorKind::Quota), so that one caller cannot fill
     /// the store.
+    ///
+    /// ```
+    /// use tower_idempotency::store::MemoryStore;
+    ///
+    /// let store = MemoryStore::new().max_records_per_scope(1_000);
+    /// # let _ = store;
+    /// ```
     ///
     /// # Panics
     ///
