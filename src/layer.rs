@@ -262,13 +262,13 @@ impl<K> IdempotencyLayer<K> {
     ///
     /// # Panics
     ///
-    /// When it is shorter than a millisecond.
+    /// When it is shorter than 10 ms, which could not be renewed in time.
     #[must_use]
     #[track_caller]
     pub fn lease(self, lease: Duration) -> Self {
         assert!(
-            lease >= Duration::from_millis(1),
-            "the lease must be a millisecond or longer: it is what a crashed run costs its client"
+            lease >= Duration::from_millis(10),
+            "the lease must be 10 ms or longer: timers count milliseconds, and it is renewed at a third"
         );
         self.set(|config| config.lease = lease)
     }

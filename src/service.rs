@@ -1,13 +1,15 @@
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use http::{Request, Response};
 use http_body::Body;
+use pin_project_lite::pin_project;
 use tower::Service;
 
 use crate::body::{RequestBody, ResponseBody};
-use crate::exchange::{Admission, Exchange, InFlight, Progress, admit, refuse};
+use crate::exchange::{Admission, Answer, Exchange, InFlight, Progress, admit, refuse};
 use crate::future::ResponseFuture;
 use crate::model::error::BoxError;
 use crate::policy::config::Config;
@@ -87,15 +89,33 @@ where
                     request,
                     body,
                 };
-                let exchange = async move {
-                    exchange
-                        .run()
-                        .await
-                        .map(|answer| answer.map(ResponseBody::from))
-                };
-                ResponseFuture::exchange(Box::pin(exchange), progress)
+                let exchange = exchange.run();
+                ResponseFuture::exchange(Box::pin(Answering { exchange }), progress)
             }
         }
+    }
+}
+
+pin_project! {
+    /// An exchange whose answer gets its body. A struct, since an `async` block would keep
+    /// the exchange twice.
+    struct Answering<F> {
+        #[pin]
+        exchange: F,
+    }
+}
+
+impl<F, R, E> Future for Answering<F>
+where
+    F: Future<Output = Result<Answer<R>, E>>,
+    R: Body + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    type Output = Result<Response<ResponseBody<R>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = ready!(self.project().exchange.poll(cx));
+        Poll::Ready(answer.map(|answer| answer.map(ResponseBody::from)))
     }
 }
 

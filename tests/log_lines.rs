@@ -166,7 +166,8 @@ async fn a_run_that_cannot_be_concluded_is_told() {
             })
             .await;
             assert!(text.contains(&record()), "{text}");
-            assert!(text.contains("call=\"settle\""), "{text}");
+            let name = format!("{call:?}").to_lowercase();
+            assert!(text.contains(&format!("call=\"{name}\"")), "{text}");
             assert!(text.contains("ERROR"), "{text}");
             assert!(text.contains("could not be concluded"), "{text}");
         }

@@ -68,7 +68,7 @@ fn what_can_mean_nothing_panics_where_it_is_written() {
 async fn the_shortest_times_are_only_short() {
     let short = Duration::from_nanos(1);
     let layer = layer()
-        .lease(ms(1))
+        .lease(ms(10))
         .max_hold(short)
         .retention(short)
         .store_timeout(short)

@@ -188,7 +188,7 @@ async fn an_answer_without_a_body_stays_without_one() {
 }
 
 #[tokio::test]
-async fn status_and_version_are_the_first_ones() {
+async fn the_status_is_the_first_one_and_the_version_that_of_the_connection() {
     for status in [200, 202, 226, 299, 308, 418, 451] {
         for version in [
             Version::HTTP_09,
@@ -201,10 +201,12 @@ async fn status_and_version_are_the_first_ones() {
                 let answer = Response::builder().status(status).version(version);
                 answer.body(Full::<Bytes>::default()).unwrap()
             });
-            for _ in 0..2 {
+            // A server puts its own version in the place of the default, and some panic over
+            // one that they do not speak.
+            for expected in [version, Version::default()] {
                 let answer = service.clone().oneshot(post("k", "")).await.unwrap();
                 assert_eq!(answer.status().as_u16(), status);
-                assert_eq!(answer.version(), version);
+                assert_eq!(answer.version(), expected);
             }
             assert_eq!(runs.get(), 1);
         }
@@ -361,4 +363,28 @@ async fn the_outcome_of_a_streamed_answer_is_told_by_its_retry() {
     let retry = send(&service, post("k", "")).await;
     assert_replays(&first, &retry);
     assert_eq!(runs.get(), 1);
+}
+
+/// First over HTTP/3 (or from a handler that sets it), then a retry over HTTP/1.1: hyper
+/// panics over the version of the replay.
+#[tokio::test]
+async fn an_answer_first_given_over_http_3_is_replayed_over_http_1() {
+    let store = MemoryStore::new();
+    let layer = IdempotencyLayer::new(store, SharedByAllCallers);
+    let (h3, _) = handler(&layer, |_, _: Request<_>| {
+        let mut answer = Response::new(Full::<Bytes>::from("paid"));
+        *answer.version_mut() = Version::HTTP_3;
+        answer
+    });
+    let request = Request::post("/").header("idempotency-key", "k");
+    let first = h3
+        .oneshot(request.body(Full::<Bytes>::default()).unwrap())
+        .await;
+    assert_eq!(read(first.unwrap()).await.status, 200);
+    let h1 = Router::new()
+        .route("/", on_post(|| async { "paid" }))
+        .route_layer(layer);
+    let request = "POST / HTTP/1.1\r\nhost: t\r\nidempotency-key: k\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    let replay = Server::start(h1).await.exchange(request).await;
+    assert!(replay.contains("idempotent-replayed: true"), "{replay:?}");
 }

@@ -291,3 +291,15 @@ proptest! {
         prop_assert_eq!(one == other, id(one) == id(other));
     }
 }
+
+#[tokio::test]
+async fn an_operator_finds_the_record_of_a_shared_key() {
+    let store = MemoryStore::new();
+    let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers).namespace("payments");
+    let (service, runs) = support::counting(&layer);
+    support::send(&service, support::post("k", "charge 5")).await;
+    let key = IdempotencyKey::new("k").unwrap();
+    let id = RecordId::new("payments", &Scope::from(SharedByAllCallers), &key);
+    assert!(store.lookup(&id).await.unwrap().is_some());
+    assert_eq!(runs.get(), 1);
+}

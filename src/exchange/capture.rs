@@ -25,8 +25,11 @@ pub(crate) type Answer<R> = Response<AnswerBody<R>>;
 pub(crate) enum AnswerBody<R> {
     /// The handler's own, untouched.
     Original(R),
-    /// The same, after it was asked for its beginning and had none.
-    Pending(Pin<Box<R>>),
+    /// The same, after its beginning was read: what belongs on record is.
+    Pending {
+        begun: Collected,
+        body: Pin<Box<R>>,
+    },
     Whole(Collected),
     /// As far as it came, and what it owes to the length that it promised.
     Broken {
@@ -48,7 +51,6 @@ pub(super) fn replay<R>(record: &Record) -> Answer<R> {
     let body = Collected::new(recorded.body, recorded.trailers);
     let mut answer = Response::new(AnswerBody::Whole(body));
     *answer.status_mut() = recorded.status;
-    *answer.version_mut() = recorded.version;
     *answer.headers_mut() = recorded.headers;
     answer
         .headers_mut()

@@ -78,9 +78,8 @@ impl<K: KeyStore> Claimant<K> {
         };
         let began = Instant::now();
         loop {
-            let sent = Instant::now();
             self.progress.set_may_hold(true);
-            let answer = self.claim(claim).await;
+            let (answer, sent) = self.claim(claim).await;
             let acquisition = match decide::step(answer, self.config.on_outage) {
                 Step::Run(hold) => {
                     self.progress.live_for(self.config.lease, sent);
@@ -124,11 +123,13 @@ impl<K: KeyStore> Claimant<K> {
         }
     }
 
-    async fn claim(&mut self, claim: &ClaimRequest) -> Result<Claimed, StoreErrorKind> {
+    /// The store's answer, and when it was asked for.
+    async fn claim(&mut self, claim: &ClaimRequest) -> (Result<Claimed, StoreErrorKind>, Instant) {
         loop {
+            let sent = Instant::now();
             let answer = in_time(self.config.store_timeout, self.store.claim(claim)).await;
             let error = match answer {
-                Ok(claimed) => return Ok(claimed),
+                Ok(claimed) => return (Ok(claimed), sent),
                 Err(error) => error,
             };
             trace::store_failed(&claim.id, "claim", &error);
@@ -137,9 +138,9 @@ impl<K: KeyStore> Claimant<K> {
                 StoreErrorKind::Ambiguous if !self.in_doubt => self.in_doubt = true,
                 // The second claim was not applied; the first may still be.
                 StoreErrorKind::NotApplied if self.in_doubt => {
-                    return Err(StoreErrorKind::Ambiguous);
+                    return (Err(StoreErrorKind::Ambiguous), sent);
                 }
-                kind => return Err(kind),
+                kind => return (Err(kind), sent),
             }
         }
     }
@@ -149,7 +150,7 @@ impl<K: KeyStore> Claimant<K> {
             Arc::clone(&self.store),
             Arc::clone(&self.config),
             claim.hold(1),
-            self.counted.clone(),
+            self.counted.aftermath(),
         ));
     }
 

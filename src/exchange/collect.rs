@@ -9,8 +9,10 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
+use tokio::time::timeout;
 
 use crate::model::error::BoxError;
+use crate::policy::config::Config;
 use crate::policy::rejection::RejectionKind;
 
 /// A body that is at hand: its data in the frames it came in, and its trailers.
@@ -142,10 +144,10 @@ pub(super) async fn request<B: Body>(
 
 /// How far a response's body was read.
 pub(super) enum Read {
+    /// To its end.
     Whole,
-    /// It broke off, or ended before the length that it said.
-    Broken(Option<BoxError>),
-    /// There is more than was read, and it may be endless.
+    Broken(BoxError),
+    /// There is more than was read, or may be, and it may be endless.
     Unfinished,
 }
 
@@ -155,7 +157,7 @@ pub(super) enum Read {
 pub(super) async fn response<B>(
     mut body: Pin<&mut B>,
     expected: Option<u64>,
-    limit: usize,
+    config: &Config,
     collected: &mut Collected,
 ) -> Read
 where
@@ -164,19 +166,29 @@ where
 {
     // A handler that can give without end is not asked for all of it.
     const ENOUGH: usize = 64 * 1024;
-    let at_most = expected.unwrap_or(limit.min(ENOUGH) as u64);
+    let at_most = expected.unwrap_or(config.response_body_limit.min(ENOUGH) as u64);
     let mut len = 0;
     while len <= at_most {
-        let read = poll_fn(|cx| match body.as_mut().poll_frame(cx) {
+        if expected == Some(len) && body.is_end_stream() {
+            return Read::Whole;
+        }
+        let next = poll_fn(|cx| match body.as_mut().poll_frame(cx) {
             Poll::Ready(frame) => Poll::Ready(Some(frame)),
             Poll::Pending if expected.is_none() => Poll::Ready(None),
             Poll::Pending => Poll::Pending,
         });
-        let Some(frame) = read.await else {
+        let next = if expected == Some(len) {
+            // All is there but the end, or trailers: as long as a record may hold it back.
+            Box::pin(timeout(config.store_timeout, next))
+                .await
+                .unwrap_or(None)
+        } else {
+            next.await
+        };
+        let Some(frame) = next else {
             return Read::Unfinished;
         };
         match frame.map(|frame| frame.map(Frame::into_data)) {
-            None if expected.is_some_and(|expected| len < expected) => return Read::Broken(None),
             None => return Read::Whole,
             Some(Ok(Ok(mut data))) => {
                 len += data.remaining() as u64;
@@ -187,7 +199,7 @@ where
                     collected.set_trailers(trailers);
                 }
             }
-            Some(Err(error)) => return Read::Broken(Some(error.into())),
+            Some(Err(error)) => return Read::Broken(error.into()),
         }
     }
     Read::Unfinished

@@ -24,13 +24,15 @@ pub struct InFlight(Arc<Counter>);
 #[derive(Default)]
 struct Counter {
     exchanges: AtomicUsize,
+    /// Everything that is to be waited for: exchanges, and what some of them left to do.
+    all: AtomicUsize,
     idle: Notify,
 }
 
 impl InFlight {
     /// How many there are now.
     pub fn count(&self) -> usize {
-        self.0.exchanges.load(Ordering::Acquire)
+        self.0.all.load(Ordering::Acquire)
     }
 
     /// Returns once there are none. Stop accepting requests first: it waits for those
@@ -47,15 +49,19 @@ impl InFlight {
         }
     }
 
-    /// Counts one more, unless there are `at_most` already.
+    /// Counts one more exchange, unless there are `at_most` already.
     pub(crate) fn enter(&self, at_most: usize) -> Option<Counted> {
-        self.0
+        let counter = &self.0;
+        let enter = |count| (count < at_most).then_some(count + 1);
+        counter
             .exchanges
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
-                (count < at_most).then_some(count + 1)
-            })
-            .is_ok()
-            .then(|| Counted(self.clone()))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, enter)
+            .ok()?;
+        counter.all.fetch_add(1, Ordering::AcqRel);
+        Some(Counted {
+            in_flight: self.clone(),
+            is_exchange: true,
+        })
     }
 }
 
@@ -65,20 +71,32 @@ impl fmt::Debug for InFlight {
     }
 }
 
-/// One exchange, or the work it left behind, for as long as it lives.
-pub(crate) struct Counted(InFlight);
+/// One exchange, or the work that it left behind, for as long as it lives.
+pub(crate) struct Counted {
+    in_flight: InFlight,
+    is_exchange: bool,
+}
 
-impl Clone for Counted {
-    fn clone(&self) -> Self {
-        self.0.0.exchanges.fetch_add(1, Ordering::AcqRel);
-        Self(self.0.clone())
+impl Counted {
+    /// Work that an exchange leaves behind is waited for, and takes no place: an outage of
+    /// the store would otherwise outlast itself.
+    pub(super) fn aftermath(&self) -> Self {
+        self.in_flight.0.all.fetch_add(1, Ordering::AcqRel);
+        Self {
+            in_flight: self.in_flight.clone(),
+            is_exchange: false,
+        }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        if self.0.0.exchanges.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.0.idle.notify_waiters();
+        let counter = &self.in_flight.0;
+        if self.is_exchange {
+            counter.exchanges.fetch_sub(1, Ordering::AcqRel);
+        }
+        if counter.all.fetch_sub(1, Ordering::AcqRel) == 1 {
+            counter.idle.notify_waiters();
         }
     }
 }

@@ -27,15 +27,16 @@ pub(super) struct Lease<K> {
     pub(super) in_doubt: bool,
 }
 
-impl<K> Clone for Lease<K> {
-    fn clone(&self) -> Self {
+impl<K> Lease<K> {
+    /// The same, for what is left to do once the exchange is over.
+    fn aftermath(&self) -> Self {
         Self {
             store: Arc::clone(&self.store),
             config: Arc::clone(&self.config),
             hold: self.hold.clone(),
             progress: Arc::clone(&self.progress),
             acquired: self.acquired,
-            counted: self.counted.clone(),
+            counted: self.counted.aftermath(),
             in_doubt: self.in_doubt,
         }
     }
@@ -114,20 +115,20 @@ impl<K: KeyStore> Lease<K> {
     /// Tells the store how the run ended. True once it has acknowledged it; false if
     /// another owner has the key, or the store failed: then the work goes on without the
     /// caller, until it is done or `max_hold` is over.
-    pub(super) async fn settle(&self, mut settlement: Settlement) -> bool {
+    pub(super) async fn settle(&self, settlement: Settlement) -> bool {
         let limit = self.config.store_timeout;
-        let answer = match in_time(limit, self.attempt_twice(&mut settlement)).await {
+        let answer = match in_time(limit, self.attempt_twice(&settlement)).await {
             Ok(acknowledged) => {
                 if acknowledged && settlement == (Conclusion::Fail { seal: true }) {
                     trace::sealed(&self.hold.id);
                 }
                 if self.must_keep_letting_go(&settlement) {
-                    Span::current().spawn(self.clone().keep_letting_go());
+                    Span::current().spawn(self.aftermath().keep_letting_go());
                 }
                 acknowledged
             }
             Err(_) => {
-                Span::current().spawn(self.clone().settle_later(settlement));
+                Span::current().spawn(self.aftermath().settle_later(settlement));
                 false
             }
         };
@@ -137,7 +138,7 @@ impl<K: KeyStore> Lease<K> {
     }
 
     /// A lost answer is settled by asking again: every call is idempotent by owner.
-    async fn attempt_twice(&self, settlement: &mut Settlement) -> Result<bool, StoreError> {
+    async fn attempt_twice(&self, settlement: &Settlement) -> Result<bool, StoreError> {
         let error = match self.attempt(settlement).await {
             Ok(acknowledged) => return Ok(acknowledged),
             Err(error) => error,
@@ -148,17 +149,16 @@ impl<K: KeyStore> Lease<K> {
         Ok(acknowledged || (let_go && error.kind() == StoreErrorKind::Ambiguous))
     }
 
-    async fn attempt(&self, settlement: &mut Settlement) -> Result<bool, StoreError> {
-        loop {
-            let error = match self.tell(settlement).await {
-                Ok(acknowledged) => return Ok(acknowledged),
-                Err(error) => error,
-            };
-            trace::store_failed(&self.hold.id, call_of(settlement), &error);
-            match reduced(settlement, error.kind()) {
-                Some(smaller) => *settlement = smaller,
-                None => return Err(error),
-            }
+    /// Tells the store; and less, where that much is refused for what it is.
+    async fn attempt(&self, settlement: &Settlement) -> Result<bool, StoreError> {
+        let error = match self.tell(settlement).await {
+            Ok(acknowledged) => return Ok(acknowledged),
+            Err(error) => error,
+        };
+        trace::store_failed(&self.hold.id, call_of(settlement), &error);
+        match reduced(settlement, error.kind()) {
+            Some(smaller) => self.tell(&smaller).await,
+            None => Err(error),
         }
     }
 
@@ -181,7 +181,7 @@ impl<K: KeyStore> Lease<K> {
         }
     }
 
-    async fn settle_later(self, mut settlement: Settlement) {
+    async fn settle_later(self, settlement: Settlement) {
         // The last lease outlasts the hold, and so may this.
         let limit = self.hold_left().max(self.config.lease);
         let retries = async {
@@ -190,10 +190,7 @@ impl<K: KeyStore> Lease<K> {
                 sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(5));
                 let call_limit = self.config.store_timeout;
-                if in_time(call_limit, self.attempt(&mut settlement))
-                    .await
-                    .is_ok()
-                {
+                if in_time(call_limit, self.attempt(&settlement)).await.is_ok() {
                     return;
                 }
             }
@@ -220,22 +217,26 @@ impl<K: KeyStore> Lease<K> {
 
 /// A claim whose answer was lost may still be applied, and would then hold its key for
 /// nobody. So it is released, by owner, for as long as its lease could run: more than one
-/// such claim may be under way.
+/// such claim may be under way. Less and less often, since the store may be in trouble, and
+/// once at the end.
 pub(super) async fn release_in_doubt<K: KeyStore>(
     store: Arc<K>,
     config: Arc<Config>,
     hold: Hold,
     counted: Counted,
 ) {
-    let pause = (config.lease / 20).clamp(Duration::from_millis(10), Duration::from_secs(1));
-    let releases = async {
-        loop {
-            if let Err(error) = in_time(config.store_timeout, store.release(&hold)).await {
-                trace::store_failed(&hold.id, "release", &error);
-            }
-            sleep(pause).await;
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(100);
+    loop {
+        let left = config.lease.saturating_sub(began.elapsed());
+        sleep(pause.min(left)).await;
+        if let Err(error) = in_time(config.store_timeout, store.release(&hold)).await {
+            trace::store_failed(&hold.id, "release", &error);
         }
-    };
-    let _ = timeout(config.lease, releases).await;
+        if left <= pause {
+            break;
+        }
+        pause = (pause * 2).min(config.lease / 4);
+    }
     drop(counted);
 }

@@ -17,14 +17,17 @@ use super::collect::{self, Collected, Read, declared_len};
 use super::decide::{Conclusion, HeadVerdict, answered, broke_off, head_verdict, no_answer};
 use super::lease::{Lease, Settlement};
 use super::poll::{Panic, alongside, catching};
-use super::stream;
+use super::{refuse, stream};
 use crate::model::error::BoxError;
 use crate::model::record::RecordHead;
 use crate::policy::behaviour::Outcome;
+use crate::policy::rejection::RejectionKind;
 use crate::store::KeyStore;
 
 /// What came of calling the handler.
 enum Ran<R, E> {
+    /// It was not called.
+    NotRun(Result<Answer<R>, E>),
     Done {
         answer: Result<Answer<R>, E>,
         settlement: Settlement,
@@ -80,14 +83,17 @@ async fn conclude<K, R, E>(
 where
     K: KeyStore,
 {
-    let (settlement, mut next) = match catching(run).await {
+    let (settlement, mut next, ran) = match catching(run).await {
         Ok(Ran::Streaming(streaming)) => return Next::Stream(streaming),
-        Ok(Ran::Done { answer, settlement }) => (settlement, Next::Answer(answer)),
-        Err(panic) => (no_answer(lease.config.on_failure), Next::Panic(panic)),
+        Ok(Ran::NotRun(answer)) => (Conclusion::Release, Next::Answer(answer), false),
+        Ok(Ran::Done { answer, settlement }) => (settlement, Next::Answer(answer), true),
+        Err(panic) => (no_answer(lease.config.on_failure), Next::Panic(panic), true),
     };
     let recorded = matches!(settlement, Conclusion::Record(_));
     let acknowledged = lease.settle(settlement).await;
-    if let Next::Answer(Ok(answer)) = &mut next {
+    if let Next::Answer(Ok(answer)) = &mut next
+        && ran
+    {
         capture::mark(answer, lease.hold.attempt, recorded, acknowledged);
     }
     next
@@ -114,24 +120,21 @@ where
         false => service.poll_ready(cx),
     });
     if let Err(error) = ready.await {
-        return Ran::Done {
-            answer: Err(error),
-            settlement: Conclusion::Release,
-        };
+        return Ran::NotRun(Err(error));
+    }
+    let Some(request) = request.take() else {
+        return Ran::NotRun(Ok(Response::new(AnswerBody::Whole(Collected::default()))));
+    };
+    // Nobody is there to read it; or the lease has ended before the run began, and another
+    // may have run, and may be done.
+    if left() || lease.progress.live_left().is_zero() {
+        let (request, _) = request.into_parts();
+        let kind = RejectionKind::InProgress;
+        return Ran::NotRun(Ok(refuse(&lease.config, &kind.into(), &request)));
     }
     // In a block: the future is gone, with the permits in it, when its answer is read.
     let answered = {
-        let answering = pin!(match request.take() {
-            Some(request) if !left() => service.call(request),
-            _ => {
-                // Nobody is there to read it.
-                let answer = Ok(Response::new(AnswerBody::Whole(Collected::default())));
-                return Ran::Done {
-                    answer,
-                    settlement: Conclusion::Release,
-                };
-            }
-        });
+        let answering = pin!(service.call(request));
         answering.await
     };
     match answered {
@@ -188,8 +191,10 @@ where
     // A body that turns out to be longer has to move on in the middle of it.
     let mut body = Box::pin(body);
     let expected = hint.exact().filter(|_| !has_no_body);
-    match collect::response(body.as_mut(), expected, limit, &mut begun).await {
-        Read::Whole => {
+    let read = collect::response(body.as_mut(), expected, config, &mut begun).await;
+    let missing = declared_len.map(|len| len.saturating_sub(begun.len() as u64));
+    match read {
+        Read::Whole if missing.unwrap_or(0) == 0 => {
             let verdict = head.at_end(begun.trailers(), &*config.record_when);
             let record = || capture::whole(&parts, &begun, config);
             let settlement = answered(verdict, on_failure, record);
@@ -198,8 +203,20 @@ where
             }
             done(parts, AnswerBody::Whole(begun), settlement)
         }
+        Read::Whole => {
+            let settlement = broke_off(head.verdict, on_failure);
+            done(
+                parts,
+                AnswerBody::Broken {
+                    body: begun,
+                    missing,
+                    error: None,
+                },
+                settlement,
+            )
+        }
         Read::Broken(error) => {
-            let missing = expected.map(|len| len.saturating_sub(begun.len() as u64));
+            let error = Some(error);
             let settlement = broke_off(head.verdict, on_failure);
             done(
                 parts,
@@ -211,10 +228,11 @@ where
                 settlement,
             )
         }
-        Read::Unfinished if declared_len == Some(0) && begun.is_end_stream() => {
+        // A server may ask for no more of it.
+        Read::Unfinished if declared_len == Some(begun.len() as u64) => {
             let record = || capture::whole(&parts, &begun, config);
             let settlement = answered(head.verdict, on_failure, record);
-            done(parts, AnswerBody::Pending(body), settlement)
+            done(parts, AnswerBody::Pending { begun, body }, settlement)
         }
         Read::Unfinished => {
             // What is longer than it said has no length that could be counted on.

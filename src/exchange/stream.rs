@@ -10,12 +10,11 @@ use http::HeaderMap;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::decide::{HeadVerdict, answered, broke_off};
+use super::decide::{HeadVerdict, answered, broke_off, no_answer};
 use super::lease::{Lease, Settlement};
 use super::poll::alongside;
 use super::trace::Span;
 use crate::model::record::RecordHead;
-use crate::policy::verdict::Verdict;
 use crate::store::KeyStore;
 
 /// How a streamed body ended, as far as its record is concerned.
@@ -29,6 +28,8 @@ pub(crate) enum Report {
     Omitted,
     /// It broke off.
     Broken,
+    /// Its handler panicked, or it went where no task could read it on.
+    Lost,
 }
 
 type Settled = oneshot::Sender<()>;
@@ -108,7 +109,7 @@ async fn keep<K: KeyStore>(
         let (report, settled) = match timeout(lease.hold_left(), reports).await {
             Ok(Ok((report, settled))) => (report, Some(settled)),
             // The body went where no task could drain it.
-            Ok(Err(_)) => (Report::Broken, None),
+            Ok(Err(_)) => (Report::Lost, None),
             Err(_) => (Report::Omitted, None),
         };
         lease.settle(settlement(&lease, streamed, report)).await;
@@ -131,19 +132,19 @@ fn settlement<K>(lease: &Lease<K>, streamed: Streamed, report: Report) -> Settle
     match report {
         Report::Whole { body, trailers } => {
             let at_end = || verdict.at_end(trailers.as_ref(), &*lease.config.record_when);
-            // A policy that panics has not said that the answer is final.
-            let verdict = catch_unwind(AssertUnwindSafe(at_end)).unwrap_or(Verdict::Failed);
-            answered(verdict, on_failure, || {
-                (
-                    head.source()
-                        .with_body([&body[..]].into_iter(), trailers.as_ref()),
-                    retention,
-                )
-            })
+            let record = || {
+                let body = [&body[..]].into_iter();
+                (head.source().with_body(body, trailers.as_ref()), retention)
+            };
+            match catch_unwind(AssertUnwindSafe(at_end)) {
+                Ok(verdict) => answered(verdict, on_failure, record),
+                Err(_) => no_answer(on_failure),
+            }
         }
         Report::Omitted => answered(verdict.verdict, on_failure, || {
             (head.source().omitted(declared_len), retention)
         }),
         Report::Broken => broke_off(verdict.verdict, on_failure),
+        Report::Lost => no_answer(on_failure),
     }
 }

@@ -55,7 +55,6 @@ impl Packed {
 /// The parts of a record that an answer is made of.
 pub(crate) struct Decoded {
     pub(crate) status: StatusCode,
-    pub(crate) version: Version,
     pub(crate) omitted: bool,
     pub(crate) headers: HeaderMap,
     pub(crate) trailers: Option<HeaderMap>,
@@ -111,7 +110,8 @@ impl Record {
             .map_or(StatusCode::INTERNAL_SERVER_ERROR, |head| head.status)
     }
 
-    /// The HTTP version that the handler gave its answer.
+    /// The HTTP version that the handler gave its answer. A replay has the version of its
+    /// own connection.
     pub fn version(&self) -> Version {
         self.head().map_or(Version::default(), |head| head.version)
     }
@@ -147,7 +147,9 @@ impl Record {
     /// For people to read: nothing depends on it.
     pub fn recorded_at(&self) -> SystemTime {
         let ms = self.head().map_or(0, |head| head.recorded_at_ms);
-        UNIX_EPOCH + Duration::from_millis(ms)
+        UNIX_EPOCH
+            .checked_add(Duration::from_millis(ms))
+            .unwrap_or(UNIX_EPOCH)
     }
 
     /// The same answer without its body, for a store that cannot take it whole.
@@ -165,7 +167,6 @@ impl Record {
         // Every record was checked by `from_bytes`, or written by this version.
         self.try_decode().unwrap_or_else(|| Decoded {
             status: StatusCode::INTERNAL_SERVER_ERROR,
-            version: Version::default(),
             omitted: true,
             headers: HeaderMap::new(),
             trailers: None,
@@ -190,7 +191,6 @@ impl Record {
         let mut reader = Reader::new(&bytes);
         let Head {
             status,
-            version,
             omitted,
             has_trailers,
             body_len,
@@ -205,14 +205,17 @@ impl Record {
         };
         reader.skip_extensions()?;
         let body = bytes.slice(reader.position()..);
+        let is_sendable = !status.is_informational()
+            && !headers
+                .keys()
+                .any(|name| is_of_the_connection(name) || is_computed_anew(name));
         let whole = if omitted {
             body.is_empty()
         } else {
             body_len == Some(body.len() as u64)
         };
-        whole.then_some(Decoded {
+        (whole && is_sendable).then_some(Decoded {
             status,
-            version,
             omitted,
             headers,
             trailers,

@@ -38,6 +38,22 @@ impl ScopeExtractor for SharedByAllCallers {
     }
 }
 
+/// For operators, who name a record by [`RecordId::new`](crate::RecordId::new):
+///
+/// ```
+/// use tower_idempotency::{IdempotencyKey, RecordId, Scope, SharedByAllCallers};
+///
+/// let key = IdempotencyKey::new("order-7")?;
+/// let id = RecordId::new("", &Scope::from(SharedByAllCallers), &key);
+/// # let _ = id;
+/// # Ok::<(), tower_idempotency::InvalidKey>(())
+/// ```
+impl From<SharedByAllCallers> for Scope {
+    fn from(_: SharedByAllCallers) -> Self {
+        Self::shared()
+    }
+}
+
 /// The scope from a value that an outer layer left in the request's extensions: the
 /// authenticated user, the tenant. Absent, it is no scope; where the value itself may name
 /// none, use [`scope_fn`].
