@@ -125,11 +125,14 @@ pub(super) async fn request<B: Body>(
             first = data.copy_to_bytes(data.remaining());
         } else {
             if joined.is_empty() {
-                let expected = declared
-                    .and_then(|len| usize::try_from(len).ok())
-                    .unwrap_or(0);
-                joined.reserve(expected.min(limit).max(len + data.remaining()));
                 joined.put(std::mem::take(&mut first));
+            }
+            if joined.capacity() - joined.len() < data.remaining() {
+                // In steps, up to what was declared: who declares much and sends little
+                // gets little.
+                let declared = declared.and_then(|len| usize::try_from(len).ok());
+                let left = declared.unwrap_or(0).min(limit).saturating_sub(len);
+                joined.reserve(data.remaining().max(left.min(3 * len)));
             }
             joined.put(data);
         }
@@ -144,9 +147,8 @@ pub(super) async fn request<B: Body>(
 
 /// How far a response's body was read.
 pub(super) enum Read {
-    /// To its end.
-    Whole,
-    Broken(BoxError),
+    /// To its end, or to where it broke off.
+    Ended(Option<BoxError>),
     /// There is more than was read, or may be, and it may be endless.
     Unfinished,
 }
@@ -170,7 +172,7 @@ where
     let mut len = 0;
     while len <= at_most {
         if expected == Some(len) && body.is_end_stream() {
-            return Read::Whole;
+            return Read::Ended(None);
         }
         let next = poll_fn(|cx| match body.as_mut().poll_frame(cx) {
             Poll::Ready(frame) => Poll::Ready(Some(frame)),
@@ -189,7 +191,7 @@ where
             return Read::Unfinished;
         };
         match frame.map(|frame| frame.map(Frame::into_data)) {
-            None => return Read::Whole,
+            None => return Read::Ended(None),
             Some(Ok(Ok(mut data))) => {
                 len += data.remaining() as u64;
                 collected.push(data.copy_to_bytes(data.remaining()));
@@ -199,7 +201,7 @@ where
                     collected.set_trailers(trailers);
                 }
             }
-            Some(Err(error)) => return Read::Broken(error.into()),
+            Some(Err(error)) => return Read::Ended(Some(error.into())),
         }
     }
     Read::Unfinished

@@ -194,7 +194,7 @@ where
     let read = collect::response(body.as_mut(), expected, config, &mut begun).await;
     let missing = declared_len.map(|len| len.saturating_sub(begun.len() as u64));
     match read {
-        Read::Whole if missing.unwrap_or(0) == 0 => {
+        Read::Ended(None) if missing.unwrap_or(0) == 0 => {
             let verdict = head.at_end(begun.trailers(), &*config.record_when);
             let record = || capture::whole(&parts, &begun, config);
             let settlement = answered(verdict, on_failure, record);
@@ -203,20 +203,7 @@ where
             }
             done(parts, AnswerBody::Whole(begun), settlement)
         }
-        Read::Whole => {
-            let settlement = broke_off(head.verdict, on_failure);
-            done(
-                parts,
-                AnswerBody::Broken {
-                    body: begun,
-                    missing,
-                    error: None,
-                },
-                settlement,
-            )
-        }
-        Read::Broken(error) => {
-            let error = Some(error);
+        Read::Ended(error) => {
             let settlement = broke_off(head.verdict, on_failure);
             done(
                 parts,
