@@ -218,10 +218,14 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             ResponseKind::Original { body } => body.size_hint(),
-            ResponseKind::Pending { begun, body } => match body.size_hint().exact() {
-                Some(rest) => SizeHint::with_exact(begun.len() as u64 + rest),
-                None => SizeHint::new(),
-            },
+            // What was read of it is all that it promised, whatever it says by now.
+            ResponseKind::Pending { begun, body } => {
+                match (body.size_hint().exact(), begun.len()) {
+                    (Some(_), 1..) => SizeHint::with_exact(begun.len() as u64),
+                    (Some(rest), 0) => SizeHint::with_exact(rest),
+                    (None, _) => SizeHint::new(),
+                }
+            }
             ResponseKind::Collected { body } => body.size_hint(),
             // It promises what its handler promised, so that the client sees it break off.
             ResponseKind::Broken {

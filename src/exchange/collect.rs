@@ -1,15 +1,15 @@
 //! Bodies that are read whole, within a bound.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::task::Poll;
+use std::task::{Poll, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep};
 
 use crate::model::error::BoxError;
 use crate::policy::config::Config;
@@ -149,7 +149,9 @@ pub(super) async fn request<B: Body>(
 pub(super) enum Read {
     /// To its end, or to where it broke off.
     Ended(Option<BoxError>),
-    /// There is more than was read, or may be, and it may be endless.
+    /// What is there of it was read. More may come, and without end.
+    Pending,
+    /// More may be there: it was not asked for.
     Unfinished,
 }
 
@@ -170,25 +172,30 @@ where
     const ENOUGH: usize = 64 * 1024;
     let at_most = expected.unwrap_or(config.response_body_limit.min(ENOUGH) as u64);
     let mut len = 0;
+    // One for all frames: a body that gives nothing now and then is not waited for either.
+    let mut patience: Option<Pin<Box<Sleep>>> = None;
     while len <= at_most {
         if expected == Some(len) && body.is_end_stream() {
             return Read::Ended(None);
         }
-        let next = poll_fn(|cx| match body.as_mut().poll_frame(cx) {
-            Poll::Ready(frame) => Poll::Ready(Some(frame)),
-            Poll::Pending if expected.is_none() => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
+        let next = poll_fn(|cx| {
+            if let Poll::Ready(frame) = body.as_mut().poll_frame(cx) {
+                return Poll::Ready(Some(frame));
+            }
+            match expected {
+                None => Poll::Ready(None),
+                // All is there but the end, or trailers: as long as a record may hold it back.
+                Some(expected) if expected == len => {
+                    let patience =
+                        patience.get_or_insert_with(|| Box::pin(sleep(config.store_timeout)));
+                    ready!(patience.as_mut().poll(cx));
+                    Poll::Ready(None)
+                }
+                Some(_) => Poll::Pending,
+            }
         });
-        let next = if expected == Some(len) {
-            // All is there but the end, or trailers: as long as a record may hold it back.
-            Box::pin(timeout(config.store_timeout, next))
-                .await
-                .unwrap_or(None)
-        } else {
-            next.await
-        };
-        let Some(frame) = next else {
-            return Read::Unfinished;
+        let Some(frame) = next.await else {
+            return Read::Pending;
         };
         match frame.map(|frame| frame.map(Frame::into_data)) {
             None => return Read::Ended(None),
@@ -198,7 +205,9 @@ where
             }
             Some(Ok(Err(frame))) => {
                 if let Ok(trailers) = frame.into_trailers() {
+                    // Nothing follows them, and no server asks.
                     collected.set_trailers(trailers);
+                    return Read::Ended(None);
                 }
             }
             Some(Err(error)) => return Read::Ended(Some(error.into())),

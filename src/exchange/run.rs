@@ -204,7 +204,12 @@ where
             done(parts, AnswerBody::Whole(begun), settlement)
         }
         Read::Ended(error) => {
-            let settlement = broke_off(head.verdict, on_failure);
+            // Nobody sees a body break off that nobody reads, and its length is not told.
+            let record = || capture::whole(&parts, &begun, config);
+            let (settlement, missing) = match has_no_body {
+                true => (answered(head.verdict, on_failure, record), hint.exact()),
+                false => (broke_off(head.verdict, on_failure), missing),
+            };
             done(
                 parts,
                 AnswerBody::Broken {
@@ -216,12 +221,12 @@ where
             )
         }
         // A server may ask for no more of it.
-        Read::Unfinished if declared_len == Some(begun.len() as u64) => {
+        Read::Pending if declared_len == Some(begun.len() as u64) => {
             let record = || capture::whole(&parts, &begun, config);
             let settlement = answered(head.verdict, on_failure, record);
             done(parts, AnswerBody::Pending { begun, body }, settlement)
         }
-        Read::Unfinished => {
+        Read::Pending | Read::Unfinished => {
             // What is longer than it said has no length that could be counted on.
             let declared_len = declared_len.filter(|_| expected.is_none());
             Ran::Streaming(Streaming {
