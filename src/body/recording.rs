@@ -1,4 +1,3 @@
-use std::any::Any;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
@@ -11,7 +10,7 @@ use http_body::{Body, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::oneshot;
 
-use crate::exchange::{Collected, Recorder, Report};
+use crate::exchange::{Collected, Panic, Recorder, Report};
 use crate::model::error::BoxError;
 
 /// A handler's body on its way to the client, with a bounded copy for the record. Dropped
@@ -71,8 +70,6 @@ impl Drop for Recording {
 }
 
 pub(super) type Item = Option<Result<Frame<Bytes>, BoxError>>;
-
-type Panic = Box<dyn Any + Send>;
 
 struct Tee {
     /// What was read before the head was sent.

@@ -36,10 +36,11 @@ use self::in_flight::Counted;
 pub use self::in_flight::InFlight;
 pub use self::operation::Operation;
 pub(crate) use self::operation::Progress;
+pub(crate) use self::poll::Panic;
 pub(crate) use self::stream::{Recorder, Report};
 pub(crate) use self::trace::Span;
 use crate::model::error::BoxError;
-use crate::model::key::IdempotencyKey;
+use crate::model::key::{IdempotencyKey, InvalidKey};
 use crate::policy::behaviour::Outcome;
 use crate::policy::config::Config;
 use crate::policy::rejection::{Rejection, RejectionKind};
@@ -77,21 +78,11 @@ pub(crate) fn admit(
     body: &SizeHint,
 ) -> Admission {
     let identity = match config.key.key(request) {
-        Err(invalid) => {
-            let rejection = Rejection::with_detail(RejectionKind::InvalidKey, invalid.reason());
-            return Admission::Refuse(rejection);
-        }
         Ok(None) if config.key.reads_body(request) => None,
-        Ok(None) if config.requires_key(&request.method) => {
-            return Admission::Refuse(RejectionKind::MissingKey.into());
-        }
-        Ok(None) => return Admission::PassThrough,
-        Ok(Some(key)) => match identify(config, request, key) {
-            Some(identity) if identity.is_handled_outside(request) => {
-                return Admission::PassThrough;
-            }
-            Some(identity) => Some(identity),
-            None => return Admission::Refuse(RejectionKind::UnknownCaller.into()),
+        key => match identify(config, request, key) {
+            Ok(Some(identity)) => Some(identity),
+            Ok(None) => return Admission::PassThrough,
+            Err(rejection) => return Admission::Refuse(rejection),
         },
     };
     let declared_len = declared_len(&request.headers, body);
@@ -109,18 +100,30 @@ pub(crate) fn admit(
     }
 }
 
-fn identify(config: &Config, request: &request::Parts, key: IdempotencyKey) -> Option<Identity> {
-    let scope = config.scope.scope(request)?;
+/// Which record the request is about, by the key that was found. `None` where it is not
+/// this layer's business: it has no key, or a layer outside, on the same record, has it in
+/// hand.
+fn identify(
+    config: &Config,
+    request: &request::Parts,
+    key: Result<Option<IdempotencyKey>, InvalidKey>,
+) -> Result<Option<Identity>, Rejection> {
+    let key =
+        key.map_err(|invalid| Rejection::with_detail(RejectionKind::InvalidKey, invalid.reason()))?;
+    let Some(key) = key else {
+        return match config.requires_key(&request.method) {
+            true => Err(RejectionKind::MissingKey.into()),
+            false => Ok(None),
+        };
+    };
+    let scope = config
+        .scope
+        .scope(request)
+        .ok_or(RejectionKind::UnknownCaller)?;
     let (id, scope) = RecordId::with_scope(&config.namespace, &scope, &key);
-    Some(Identity { key, id, scope })
-}
-
-impl Identity {
-    /// A layer outside of this one, on the same record, has the request in hand.
-    fn is_handled_outside(&self, request: &request::Parts) -> bool {
-        let outside: Option<&Operation> = request.extensions.get();
-        outside.is_some_and(|operation| *operation.id() == self.id)
-    }
+    let outside: Option<&Operation> = request.extensions.get();
+    let is_handled_outside = outside.is_some_and(|operation| *operation.id() == id);
+    Ok((!is_handled_outside).then_some(Identity { key, id, scope }))
 }
 
 pub(crate) fn refuse<R>(
@@ -151,7 +154,7 @@ where
     K: KeyStore,
     B: Body,
 {
-    /// A block and not an `async fn`, as in [`run`].
+    /// A block and not an `async fn`, which would keep all of this twice.
     pub(crate) fn run<Q, R>(self) -> impl Future<Output = Result<Answer<R>, S::Error>>
     where
         S: Service<Request<Q>, Response = Response<R>> + Clone,
@@ -181,14 +184,17 @@ where
             };
             let identity = match identity {
                 Some(identity) => identity,
-                None => match identity_in_body(&config, &request, &data) {
-                    Ok(Some(identity)) => identity,
-                    Ok(None) => {
-                        let request = buffered(request, data, trailers);
-                        return Box::pin(unprotected(service, request)).await;
+                None => {
+                    let key = config.key.key_in_body(&request, &data);
+                    match identify(&config, &request, key) {
+                        Ok(Some(identity)) => identity,
+                        Ok(None) => {
+                            let request = buffered(request, data, trailers);
+                            return Box::pin(unprotected(service, request)).await;
+                        }
+                        Err(rejection) => return Ok(refuse(&config, &rejection, &request)),
                     }
-                    Err(rejection) => return Ok(refuse(&config, &rejection, &request)),
-                },
+                }
             };
             let claim = match claim_request(&config, &identity, &request, &data) {
                 Ok(claim) => claim,
@@ -216,26 +222,6 @@ where
                 }
             }
         }
-    }
-}
-
-fn identity_in_body(
-    config: &Config,
-    request: &request::Parts,
-    body: &[u8],
-) -> Result<Option<Identity>, Rejection> {
-    match config.key.key_in_body(request, body) {
-        Err(invalid) => Err(Rejection::with_detail(
-            RejectionKind::InvalidKey,
-            invalid.reason(),
-        )),
-        Ok(None) if config.requires_key(&request.method) => Err(RejectionKind::MissingKey.into()),
-        Ok(None) => Ok(None),
-        Ok(Some(key)) => match identify(config, request, key) {
-            Some(identity) if identity.is_handled_outside(request) => Ok(None),
-            Some(identity) => Ok(Some(identity)),
-            None => Err(RejectionKind::UnknownCaller.into()),
-        },
     }
 }
 
