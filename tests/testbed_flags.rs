@@ -49,6 +49,7 @@ fn a_misused_command_line_is_told_on_stderr_with_exit_code_2() {
         ),
         (&["--retention-ms", "0"], "--retention-ms cannot be `0`"),
         (&["--lease-ms=soon"], "--lease-ms cannot be `soon`"),
+        (&["--lease-ms", "9"], "--lease-ms cannot be `9`"),
         (&["--lease-ms="], "--lease-ms cannot be ``"),
         (&["--max-hold-ms", "-1"], "--max-hold-ms cannot be `-1`"),
         (&["--scope-header", "x y"], "--scope-header cannot be `x y`"),

@@ -94,7 +94,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Command, 
             "--store" => args.store = value()?,
             "--store-url" => drop(value()?),
             "--retention-ms" => args.retention = millis(name, &value()?)?,
-            "--lease-ms" => args.lease = millis(name, &value()?)?,
+            "--lease-ms" => args.lease = lease(name, &value()?)?,
             "--max-hold-ms" => args.max_hold = millis(name, &value()?)?,
             "--scope-header" => args.scope_header = Some(parsed(name, &value()?)?),
             "--on-conflict" => args.on_conflict = on_conflict(name, &value()?)?,
@@ -128,6 +128,16 @@ fn millis(name: &str, value: &str) -> Result<Duration, String> {
     match parsed(name, value)? {
         0 => Err(bad(name, value, "it must be 1 or more")),
         millis => Ok(Duration::from_millis(millis)),
+    }
+}
+
+/// Timers count milliseconds, and a lease is renewed at a third of it.
+fn lease(name: &str, value: &str) -> Result<Duration, String> {
+    match millis(name, value)? {
+        short if short < Duration::from_millis(10) => {
+            Err(bad(name, value, "it must be 10 or more"))
+        }
+        lease => Ok(lease),
     }
 }
 

@@ -13,8 +13,8 @@ use crate::model::scope::RecordId;
 /// One queue a shard, of when to look at which record.
 ///
 /// A record has one item that counts, the one of [`Entry::queued`](super::entry::Entry);
-/// it is due when the record ends or before. Whatever else is queued for it is a leftover,
-/// and dropped when it is due.
+/// it is due when the record ends or before. Whatever else is queued for it is a leftover:
+/// dropped when it is due, or when the queue has grown to twice what counted the last time.
 pub(super) struct Expiry {
     queues: Box<[Mutex<Queue>]>,
     /// When the first item of each queue is due: what there is to read for who looks for
@@ -22,7 +22,15 @@ pub(super) struct Expiry {
     first_due: Box<[AtomicU64]>,
 }
 
-type Queue = BinaryHeap<Reverse<(Time, RecordId)>>;
+#[derive(Default)]
+struct Queue {
+    items: BinaryHeap<Reverse<(Time, RecordId)>>,
+    /// How many items counted when the leftovers were last dropped.
+    counted: usize,
+}
+
+/// So few that they need no clearing up.
+const FEW: usize = 32;
 
 impl Expiry {
     pub(super) fn new() -> Self {
@@ -33,10 +41,22 @@ impl Expiry {
         }
     }
 
-    pub(super) fn push(&self, due: Time, id: &RecordId) {
+    /// `counts` tells whether an item is the one that counts for its record. It is asked of
+    /// all of them when the queue has doubled, so that keys which are claimed and given back
+    /// pile up nothing, and never twice for as few.
+    pub(super) fn push(&self, due: Time, id: &RecordId, counts: impl Fn(&RecordId, Time) -> bool) {
         let shard = shard_of(id);
         let mut queue = self.lock(shard);
-        queue.push(Reverse((due, *id)));
+        queue.items.push(Reverse((due, *id)));
+        if queue.items.len() > 2 * queue.counted.max(FEW) {
+            let mut items = std::mem::take(&mut queue.items).into_vec();
+            items.retain(|Reverse((due, id))| counts(id, *due));
+            // A key that was given back and claimed again at the same time is queued twice.
+            items.sort_unstable();
+            items.dedup();
+            queue.counted = items.len();
+            queue.items = items.into();
+        }
         self.set_first_due(shard, &queue);
     }
 
@@ -67,7 +87,7 @@ impl Expiry {
             };
             match look(&id, due) {
                 Look::Expired => removed += 1,
-                Look::Again(at) => queue.push(Reverse((at, id))),
+                Look::Again(at) => queue.items.push(Reverse((at, id))),
                 Look::Leftover => {}
             }
         }
@@ -77,7 +97,7 @@ impl Expiry {
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        (0..SHARDS).map(|shard| self.lock(shard).len()).sum()
+        (0..SHARDS).map(|shard| self.lock(shard).items.len()).sum()
     }
 
     fn lock(&self, shard: usize) -> MutexGuard<'_, Queue> {
@@ -87,15 +107,18 @@ impl Expiry {
     }
 
     fn set_first_due(&self, shard: usize, queue: &Queue) {
-        let first = queue.peek().map_or(Time::NEVER, |Reverse((due, _))| *due);
+        let first = queue
+            .items
+            .peek()
+            .map_or(Time::NEVER, |Reverse((due, _))| *due);
         self.first_due[shard].store(first.to_bits(), Ordering::Release);
     }
 }
 
 fn pop_due(queue: &mut Queue, now: Time) -> Option<(Time, RecordId)> {
-    let Reverse((due, _)) = queue.peek()?;
+    let Reverse((due, _)) = queue.items.peek()?;
     if *due > now {
         return None;
     }
-    queue.pop().map(|Reverse(item)| item)
+    queue.items.pop().map(|Reverse(item)| item)
 }

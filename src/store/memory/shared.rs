@@ -135,7 +135,7 @@ impl Shared {
                 let entry = Entry::running(request, scope, now);
                 let due = entry.queued();
                 drop(slot.insert(Box::new(entry)));
-                self.expiry.push(due, id);
+                self.queue(id, Some(due));
                 self.drain(shard_of(id), now, BATCH_OF_A_CLAIM);
                 Ok(Claimed::Acquired(request.hold(1)))
             }
@@ -283,7 +283,11 @@ impl Shared {
 
     fn queue(&self, id: &RecordId, due: Option<Time>) {
         if let Some(due) = due {
-            self.expiry.push(due, id);
+            let counts = |id: &RecordId, due| {
+                let entry = self.records.get(id);
+                entry.is_some_and(|entry| entry.queued() == due)
+            };
+            self.expiry.push(due, id, counts);
         }
     }
 
