@@ -76,6 +76,9 @@ pub use self::policy::scope::{
 };
 pub use self::policy::verdict::{FinalAnswers, RecordPolicy, Retention, Verdict, verdict_fn};
 pub use self::service::Idempotency;
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use redis;
 
 /// Names of the header fields that the layer reads and sets, for CORS lists and clients.
 pub mod header {

@@ -14,6 +14,9 @@ mod any;
 pub mod conformance;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub mod redis;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -23,6 +26,9 @@ pub use self::any::AnyStore;
 #[cfg(feature = "memory")]
 #[cfg_attr(docsrs, doc(cfg(feature = "memory")))]
 pub use self::memory::MemoryStore;
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use self::redis::RedisStore;
 pub use crate::model::claim::{
     ClaimRequest, Claimed, Completion, Forgot, Hold, Lapse, Owner, Ownership, Phase, Snapshot,
 };

@@ -1,0 +1,154 @@
+//! What is known of a call that failed.
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+use crate::model::error::{StoreError, StoreErrorKind};
+
+/// The driver's error as the store's, with the driver's as its source.
+pub(super) fn store_error(error: RedisError) -> StoreError {
+    StoreError::new(kind(&error), error)
+}
+
+fn kind(error: &RedisError) -> StoreErrorKind {
+    match error.kind() {
+        // Refused before anything was sent. Any other break of a connection, and every
+        // time-out, leaves it open whether the server had read the call.
+        ErrorKind::Io if error.is_connection_refusal() => StoreErrorKind::NotApplied,
+        ErrorKind::Client
+        | ErrorKind::ClusterConnectionNotFound
+        | ErrorKind::MasterNameNotFoundBySentinel
+        | ErrorKind::NoValidReplicasFoundBySentinel => StoreErrorKind::NotApplied,
+        ErrorKind::AuthenticationFailed
+        | ErrorKind::InvalidClientConfig
+        | ErrorKind::EmptySentinelList
+        | ErrorKind::RESP3NotSupported => StoreErrorKind::Misconfigured,
+        ErrorKind::Server(kind) => server_kind(kind, error.detail().unwrap_or_default()),
+        ErrorKind::Extension => kind_of_code(error.code().unwrap_or_default()),
+        _ => StoreErrorKind::Ambiguous,
+    }
+}
+
+fn server_kind(kind: ServerErrorKind, detail: &str) -> StoreErrorKind {
+    match kind {
+        // Before 7.0 what a command of a script was refused for is told in the detail.
+        ServerErrorKind::ResponseError => match detail.split_once(": -") {
+            Some((_, inner)) => kind_of_code(inner.split(' ').next().unwrap_or_default()),
+            None if detail.starts_with("unknown command") => StoreErrorKind::Misconfigured,
+            None => StoreErrorKind::Ambiguous,
+        },
+        ServerErrorKind::BusyLoading
+        | ServerErrorKind::Ask
+        | ServerErrorKind::TryAgain
+        | ServerErrorKind::ClusterDown
+        | ServerErrorKind::MasterDown
+        | ServerErrorKind::ReadOnly
+        | ServerErrorKind::NoScript => StoreErrorKind::NotApplied,
+        // A connection that follows no redirection is none to a cluster.
+        ServerErrorKind::Moved | ServerErrorKind::CrossSlot | ServerErrorKind::NoPerm => {
+            StoreErrorKind::Misconfigured
+        }
+        _ => StoreErrorKind::Ambiguous,
+    }
+}
+
+fn kind_of_code(code: &str) -> StoreErrorKind {
+    match code {
+        "OOM" => StoreErrorKind::Full,
+        "READONLY" | "NOREPLICAS" | "BUSY" | "LOADING" | "MASTERDOWN" => StoreErrorKind::NotApplied,
+        // No snapshot can be written, and the server was told to stop then.
+        "MISCONF" | "NOAUTH" | "WRONGPASS" | "NOPERM" => StoreErrorKind::Misconfigured,
+        "WRONGTYPE" => StoreErrorKind::Corrupt,
+        _ => StoreErrorKind::Ambiguous,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use redis::{ErrorKind, RedisError, Value, make_extension_error};
+
+    use super::kind;
+    use crate::model::error::StoreErrorKind;
+
+    /// An error reply, as the driver reads it off the wire.
+    fn reply(line: &str) -> StoreErrorKind {
+        let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes());
+        kind(&value.and_then(Value::extract_error).unwrap_err())
+    }
+
+    #[test]
+    fn what_the_server_refused_was_not_applied() {
+        for line in [
+            "READONLY You can't write against a read only replica.",
+            "LOADING Redis is loading the dataset in memory",
+            "CLUSTERDOWN The cluster is down",
+            "TRYAGAIN Multiple keys request during rehashing of slot",
+            "MASTERDOWN Link with MASTER is down",
+            "NOREPLICAS Not enough good replicas to write.",
+            "BUSY Redis is busy running a script.",
+            "ERR Error running script (call to f_1): @user_script:9: \
+             @user_script: 9: -READONLY You can't write against a read only replica.",
+        ] {
+            assert_eq!(reply(line), StoreErrorKind::NotApplied, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_full_server_is_full_however_it_says_so() {
+        for line in [
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "ERR Error running script (call to f_1): @user_script:9: \
+             @user_script: 9: -OOM command not allowed when used memory > 'maxmemory'.",
+        ] {
+            assert_eq!(reply(line), StoreErrorKind::Full, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_only_a_setting_can_change_is_misconfigured() {
+        for line in [
+            "NOAUTH Authentication required.",
+            "NOPERM this user has no permissions to run the 'evalsha' command",
+            "WRONGPASS invalid username-password pair",
+            "MISCONF Redis is configured to save RDB snapshots, but cannot",
+            "MOVED 3999 127.0.0.1:6381",
+            "ERR unknown command 'EVALSHA', with args beginning with: ",
+        ] {
+            assert_eq!(reply(line), StoreErrorKind::Misconfigured, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_key_of_another_type_is_corrupt() {
+        let line = "WRONGTYPE Operation against a key holding the wrong kind of value";
+        assert_eq!(reply(line), StoreErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn what_nothing_is_known_of_is_ambiguous() {
+        assert_eq!(reply("ERR something new"), StoreErrorKind::Ambiguous);
+        assert_eq!(reply("NEWCODE something"), StoreErrorKind::Ambiguous);
+        let unknown = make_extension_error("X".to_owned(), None);
+        assert_eq!(kind(&unknown), StoreErrorKind::Ambiguous);
+        let parse = RedisError::from((ErrorKind::UnexpectedReturnType, "odd"));
+        assert_eq!(kind(&parse), StoreErrorKind::Ambiguous);
+    }
+
+    #[test]
+    fn a_connection_that_was_refused_applied_nothing_and_a_broken_one_may_have() {
+        let io = |kind| super::kind(&RedisError::from(io::Error::from(kind)));
+        assert_eq!(
+            io(io::ErrorKind::ConnectionRefused),
+            StoreErrorKind::NotApplied
+        );
+        for broken in [
+            io::ErrorKind::BrokenPipe,
+            io::ErrorKind::ConnectionReset,
+            io::ErrorKind::UnexpectedEof,
+            io::ErrorKind::TimedOut,
+        ] {
+            assert_eq!(io(broken), StoreErrorKind::Ambiguous, "{broken}");
+        }
+    }
+}
