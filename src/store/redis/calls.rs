@@ -62,45 +62,28 @@ where
 
     fn claim_call(&self, request: &ClaimRequest, longest: usize) -> Call {
         self.call(&script::CLAIM, &request.id, 256)
-            .bytes(request.fingerprint.as_bytes())
-            .bytes(request.owner.as_bytes())
-            .bytes(stored::running(request.lapse))
+            .bytes(&stored::claimed(request))
             .millis(request.lease)
             .millis(request.lease.saturating_add(request.retention))
             .number(longest as u64)
     }
 
+    /// What is in the way may lack its answer.
     async fn try_claim(
         &self,
         request: &ClaimRequest,
         longest: usize,
     ) -> Result<Result<Claimed, Stored>, StoreError> {
         let (reply, replicated) = self.try_write(&self.claim_call(request, longest)).await?;
-        let mut parts = reply.parts()?;
-        Ok(Ok(match parts.int()? {
-            1 => {
-                if let Err(error) = replicated {
-                    return Err(self.give_back(request, error).await);
-                }
-                Claimed::Acquired(request.hold(parts.count()?))
-            }
-            2 => Claimed::InProgress {
-                attempt: parts.count()?,
-                lease_left: Duration::from_millis(parts.count()?),
-            },
-            3 => {
-                let stored = Stored::read(parts.bytes()?)?;
-                if stored.lacks_answer() {
-                    return Ok(Err(stored));
-                }
-                completed(&stored)?
-            }
-            4 => Claimed::Mismatch,
-            5 => Claimed::Abandoned {
-                attempt: parts.count()?,
-            },
-            _ => return Err(unexpected()),
-        }))
+        let attempt = match reply {
+            Reply(Value::Int(0)) => return Ok(Ok(Claimed::Mismatch)),
+            Reply(Value::Int(attempt)) => u64::try_from(attempt).map_err(|_| unexpected())?,
+            other => return other.bytes().and_then(Stored::read).map(Err),
+        };
+        match replicated {
+            Ok(()) => Ok(Ok(Claimed::Acquired(request.hold(attempt)))),
+            Err(error) => Err(self.give_back(request, error).await),
+        }
     }
 
     /// A claim that a fail-over would forget is none.
@@ -132,15 +115,18 @@ where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
     async fn claim(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
-        let head = match self.try_claim(request, self.inline_limit).await? {
+        let found = match self.try_claim(request, self.inline_limit).await? {
             Ok(claimed) => return Ok(claimed),
-            Err(head) => head,
+            Err(found) if found.lacks_answer() => found,
+            Err(found) => return found.in_the_way(),
         };
-        if let Some(stored) = self.fetch(&request.id, &head).await? {
-            return completed(&stored);
+        if let Some(whole) = self.fetch(&request.id, &found).await? {
+            return whole.completed();
         }
-        let claimed = self.try_claim(request, usize::MAX).await?;
-        claimed.map_err(|_| unexpected())
+        match self.try_claim(request, usize::MAX).await? {
+            Ok(claimed) => Ok(claimed),
+            Err(found) => found.in_the_way(),
+        }
     }
 
     async fn extend(
@@ -205,21 +191,15 @@ where
             if reply.is_nil() {
                 return Ok(None);
             }
-            let mut parts = reply.parts()?;
-            let mut stored = Stored::read(parts.bytes()?)?;
-            let lease_left = Duration::from_millis(parts.count()?);
-            // Without an expiry, which only somebody else can have taken away, there is none.
-            let retention_left = parts
-                .int()?
-                .try_into()
-                .map_or(Duration::MAX, Duration::from_millis);
+            let (record, left) = reply.pair()?;
+            let mut stored = Stored::read(record.bytes()?)?;
             if stored.lacks_answer() {
                 match self.fetch(id, &stored).await? {
                     Some(whole) => stored = whole,
                     None => continue,
                 }
             }
-            return stored.snapshot(lease_left, retention_left).map(Some);
+            return stored.snapshot(left.int()?.try_into().ok()).map(Some);
         }
         Err(unexpected())
     }
@@ -247,11 +227,4 @@ where
             .millis(retention);
         Ok(self.write(call).await?.int()? == 1)
     }
-}
-
-fn completed(stored: &Stored) -> Result<Claimed, StoreError> {
-    Ok(Claimed::Completed {
-        attempt: stored.attempt,
-        record: stored.answer()?,
-    })
 }

@@ -13,7 +13,7 @@ use crate::model::error::StoreError;
 use crate::model::scope::RecordId;
 use crate::store::KeyStore;
 
-/// What is needed of `SET`, of the clock in scripts, and of how scripts are replicated.
+/// What is needed of `SET` in scripts, and of how their writes are replicated.
 const OLDEST: (u32, u32) = (6, 2);
 
 /// Something that puts a promise of the layer at risk.

@@ -1,31 +1,33 @@
--- ARGV: fingerprint, owner, state, lease, lease and retention (ms), longest answer to give
--- -> {1, attempt} acquired · {2, attempt, lease left} in progress · {3, record} completed,
---    its head alone if the answer is longer · {4} mismatch · {5, attempt} abandoned
-local expires, at = ARGV[5], now()
-if found then
-  if head:sub(1, 32) ~= ARGV[1] then
-    return {4}
+-- ARGV: record of a first run, lease, lease and retention (ms), longest answer to give
+-- -> attempt: acquired · 0: mismatch · or the record that is in the way: completed (its head
+-- alone if the answer is longer), running with what is left of its lease in place of an
+-- answer, or sealed. Arrays would cost the server as much as all the rest.
+local record, expires = ARGV[1], ARGV[3]
+if head ~= '' then
+  if head:sub(1, 32) ~= record:sub(1, 32) then
+    return 0
   end
   if state == 'C' then
-    if redis.call('STRLEN', KEYS[1]) - 81 > tonumber(ARGV[6]) then
-      return {3, head}
+    if redis.call('STRLEN', KEYS[1]) - 81 > tonumber(ARGV[4]) then
+      return head
     end
-    return {3, redis.call('GET', KEYS[1])}
+    return redis.call('GET', KEYS[1])
   end
-  if runs and owner == ARGV[2] then
-    expires = expire_not_before(expires)
-  elseif runs and lease_end > at then
-    return {2, attempt, lease_end - at}
+  local left = redis.call('PTTL', KEYS[1])
+  if runs and owner == record:sub(33, 48) then
+    -- A later end of the record stands.
+    expires = math.max(left, tonumber(expires))
+  elseif runs and left > outlives then
+    return head .. string.format('%.0f', left - outlives)
   elseif state == 't' or state == 'F' then
     attempt = attempt + 1
   elseif state == 's' or state == 'S' then
-    return {5, attempt}
+    return head
   else
     return -1
   end
-else
-  attempt = 1
+  record = record:sub(1, 48) .. string.format('%016.0f', attempt) .. record:sub(65, 65)
+    .. string.format('%016.0f', expires - ARGV[2])
 end
-local record = ARGV[1] .. ARGV[2] .. digits(attempt) .. ARGV[3] .. digits(at + ARGV[4])
 redis.call('SET', KEYS[1], record, 'PX', expires)
-return {1, attempt}
+return attempt or 1

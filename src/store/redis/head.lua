@@ -6,29 +6,18 @@
 --   49  16  attempt, decimal
 --   65   1  state: t running, may be taken over · s running, sealed when its lease ends
 --           F failed · S sealed · C completed
---   66  16  end of the lease, decimal, milliseconds of the server's clock
+--   66  16  by how many milliseconds the record outlives its lease, decimal
 --   82      the answer
 --
--- The end of the record is the expiry of the key. -1 is the reply to a record that is none.
+-- The end of the record is the expiry of the key, and the lease ends that much before it:
+-- nothing else is known of time. -1 is the reply to a record that is none.
 local head = redis.call('GETRANGE', KEYS[1], 0, 80)
-local found = head ~= ''
-local owner, state = head:sub(33, 48), head:sub(65, 65)
-local attempt, lease_end = tonumber(head:sub(49, 64)), tonumber(head:sub(66, 81))
-if found and not (attempt and lease_end and #head == 81) then
-  return -1
+local owner, state, attempt, outlives
+if head ~= '' then
+  owner, state = head:sub(33, 48), head:sub(65, 65)
+  attempt, outlives = tonumber(head:sub(49, 64)), tonumber(head:sub(66, 81))
+  if not (attempt and outlives and #head == 81) then
+    return -1
+  end
 end
 local runs = state == 't' or state == 's'
-
-local function now()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
-local function digits(number)
-  return string.format('%016.0f', number)
-end
-
--- A later end of the record stands.
-local function expire_not_before(ms)
-  return math.max(redis.call('PTTL', KEYS[1]), tonumber(ms))
-end

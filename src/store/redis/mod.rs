@@ -68,7 +68,7 @@
 //! | driver | cluster: 16 retries by default | their sum may pass `store_timeout`, after which the call counts as `Ambiguous`; lower it with `ClusterClientBuilder::retries` or `overall_response_timeout` |
 //!
 //! An ACL needs `+evalsha +eval +get +getrange +set +setrange +strlen +del +unlink +pexpire
-//! +pttl +time` on `~idem1:*`, and for [`check`](RedisStore::check) `+info` and `+cluster|info`;
+//! +pttl` on `~idem1:*`, and for [`check`](RedisStore::check) `+info` and `+cluster|info`;
 //! with [`min_replica_acks`](RedisStore::min_replica_acks) also `+wait`.
 //!
 //! # Cluster

@@ -6,7 +6,7 @@ use crate::model::claim::Ownership;
 use crate::model::error::{StoreError, StoreErrorKind};
 
 /// What a script gave.
-pub(super) struct Reply(Value);
+pub(super) struct Reply(pub(super) Value);
 
 impl Reply {
     /// -1 is every script's word for a record that is none.
@@ -36,32 +36,19 @@ impl Reply {
         }
     }
 
-    pub(super) fn parts(self) -> Result<Parts, StoreError> {
+    pub(super) fn bytes(self) -> Result<Vec<u8>, StoreError> {
         match self.0 {
-            Value::Array(values) => Ok(Parts(values.into_iter())),
-            _ => Err(unexpected()),
-        }
-    }
-}
-
-/// What a script gave, part by part.
-pub(super) struct Parts(std::vec::IntoIter<Value>);
-
-impl Parts {
-    pub(super) fn int(&mut self) -> Result<i64, StoreError> {
-        match self.0.next() {
-            Some(Value::Int(int)) => Ok(int),
+            Value::BulkString(bytes) => Ok(bytes),
             _ => Err(unexpected()),
         }
     }
 
-    pub(super) fn count(&mut self) -> Result<u64, StoreError> {
-        self.int()?.try_into().map_err(|_| unexpected())
-    }
-
-    pub(super) fn bytes(&mut self) -> Result<Vec<u8>, StoreError> {
-        match self.0.next() {
-            Some(Value::BulkString(bytes)) => Ok(bytes),
+    pub(super) fn pair(self) -> Result<(Self, Self), StoreError> {
+        match self.0 {
+            Value::Array(values) => {
+                let [first, second] = values.try_into().map_err(|_| unexpected())?;
+                Ok((Self(first), Self(second)))
+            }
             _ => Err(unexpected()),
         }
     }

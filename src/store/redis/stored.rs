@@ -1,65 +1,111 @@
 //! The string at a record's key. `head.lua` tells where what stands.
 
+use std::time::Duration;
+
 use bytes::{BufMut, Bytes};
 
-use crate::model::claim::{Hold, Lapse, Owner, Phase, Snapshot};
+use super::script::millis;
+use crate::model::claim::{ClaimRequest, Claimed, Hold, Lapse, Owner, Phase, Snapshot};
 use crate::model::error::{StoreError, StoreErrorKind};
 use crate::model::fingerprint::Fingerprint;
 use crate::model::record::Record;
-use std::time::Duration;
-
 const HEAD_LEN: usize = 81;
+const MAY_BE_TAKEN_OVER: u8 = b't';
+const IS_SEALED_AT_LAPSE: u8 = b's';
 const COMPLETED: u8 = b'C';
 const FAILED: u8 = b'F';
 const SEALED: u8 = b'S';
-const NO_LEASE: &[u8; 16] = b"0000000000000000";
+const NO_LEASE: u64 = 0;
 
-/// The largest attempt that the server's scripts count exactly.
-const LAST_ATTEMPT: u64 = (1 << 53) - 1;
-
-/// The state of a run under way.
-pub(super) fn running(lapse: Lapse) -> &'static [u8] {
-    match lapse {
-        Lapse::TakeOver => b"t",
-        Lapse::Seal => b"s",
-    }
-}
+/// The largest number that the server's scripts know exactly.
+const LARGEST: u64 = (1 << 53) - 1;
 
 /// The state of a run that ended without an answer.
 pub(super) fn ended(seal: bool) -> [u8; 1] {
     [if seal { SEALED } else { FAILED }]
 }
 
+/// The record of a first run.
+pub(super) fn claimed(request: &ClaimRequest) -> [u8; HEAD_LEN] {
+    let state = match request.lapse {
+        Lapse::TakeOver => MAY_BE_TAKEN_OVER,
+        Lapse::Seal => IS_SEALED_AT_LAPSE,
+    };
+    head(
+        &request.fingerprint,
+        &request.owner,
+        1,
+        state,
+        outlives_lease(request.lease, request.retention),
+    )
+}
+
 pub(super) fn completed_len(record: &Record) -> usize {
     HEAD_LEN + record.as_bytes().len()
 }
 
-pub(super) fn put_completed(hold: &Hold, record: &Record, to: &mut (impl BufMut + ?Sized)) {
-    to.put_slice(hold.fingerprint.as_bytes());
-    to.put_slice(hold.owner.as_bytes());
-    to.put_slice(format!("{:016}", hold.attempt.min(LAST_ATTEMPT)).as_bytes());
-    put_answer(record, to);
+pub(super) fn put_completed(hold: &Hold, record: &Record, to: &mut dyn BufMut) {
+    let head = head(
+        &hold.fingerprint,
+        &hold.owner,
+        hold.attempt,
+        COMPLETED,
+        NO_LEASE,
+    );
+    to.put_slice(&head);
+    to.put_slice(record.as_bytes());
 }
 
 /// What follows the attempt in a completed record.
-pub(super) fn put_answer(record: &Record, to: &mut (impl BufMut + ?Sized)) {
+pub(super) fn put_answer(record: &Record, to: &mut dyn BufMut) {
     to.put_u8(COMPLETED);
-    to.put_slice(NO_LEASE);
+    to.put_slice(&digits(NO_LEASE));
     to.put_slice(record.as_bytes());
+}
+
+fn head(
+    fingerprint: &Fingerprint,
+    owner: &Owner,
+    attempt: u64,
+    state: u8,
+    outlives: u64,
+) -> [u8; HEAD_LEN] {
+    let mut head = [state; HEAD_LEN];
+    head[..32].copy_from_slice(fingerprint.as_bytes());
+    head[32..48].copy_from_slice(owner.as_bytes());
+    head[48..64].copy_from_slice(&digits(attempt));
+    head[65..].copy_from_slice(&digits(outlives));
+    head
+}
+
+fn digits(number: u64) -> [u8; 16] {
+    let mut left = number.min(LARGEST);
+    let mut digits = [b'0'; 16];
+    for digit in digits.iter_mut().rev() {
+        *digit += (left % 10) as u8;
+        left /= 10;
+    }
+    digits
+}
+
+/// The retention, counted so that it and the lease make up the expiry of the key.
+fn outlives_lease(lease: Duration, retention: Duration) -> u64 {
+    millis(lease.saturating_add(retention)).saturating_sub(millis(lease))
 }
 
 /// A record as it was read, with or without its answer.
 pub(super) struct Stored {
-    pub(super) fingerprint: Fingerprint,
-    pub(super) owner: Owner,
-    pub(super) attempt: u64,
+    fingerprint: Fingerprint,
+    owner: Owner,
+    attempt: u64,
     state: u8,
+    outlives: u64,
     bytes: Bytes,
 }
 
 impl Stored {
     pub(super) fn read(bytes: Vec<u8>) -> Result<Self, StoreError> {
-        Self::try_read(bytes).ok_or_else(|| StoreErrorKind::Corrupt.into())
+        Self::try_read(bytes).ok_or_else(corrupt)
     }
 
     fn try_read(bytes: Vec<u8>) -> Option<Self> {
@@ -67,12 +113,13 @@ impl Stored {
         let (owner, rest) = rest.split_first_chunk()?;
         let (attempt, rest) = rest.split_first_chunk::<16>()?;
         let (&[state], rest) = rest.split_first_chunk()?;
-        rest.split_first_chunk::<16>()?;
+        let (outlives, _) = rest.split_first_chunk::<16>()?;
         Some(Self {
             fingerprint: Fingerprint::from_bytes(*fingerprint),
             owner: Owner::from_bytes(*owner),
-            attempt: std::str::from_utf8(attempt).ok()?.parse().ok()?,
+            attempt: number(attempt)?,
             state,
+            outlives: number(outlives)?,
             bytes: Bytes::from(bytes),
         })
     }
@@ -92,22 +139,48 @@ impl Stored {
     }
 
     /// The answer, without a copy.
-    pub(super) fn answer(&self) -> Result<Record, StoreError> {
+    fn answer(&self) -> Result<Record, StoreError> {
         Record::from_bytes(self.bytes.slice(HEAD_LEN..))
     }
 
-    pub(super) fn snapshot(
-        &self,
-        lease_left: Duration,
-        retention_left: Duration,
-    ) -> Result<Snapshot, StoreError> {
+    /// What it means for a claim that it is in the way of. While it runs, what is left of
+    /// its lease stands in the place of an answer.
+    pub(super) fn in_the_way(&self) -> Result<Claimed, StoreError> {
+        let attempt = self.attempt;
+        let rest = &self.bytes[HEAD_LEN..];
+        match self.state {
+            COMPLETED => self.completed(),
+            MAY_BE_TAKEN_OVER | IS_SEALED_AT_LAPSE if !rest.is_empty() => {
+                let lease_left = Duration::from_millis(number(rest).ok_or_else(corrupt)?);
+                Ok(Claimed::InProgress {
+                    attempt,
+                    lease_left,
+                })
+            }
+            IS_SEALED_AT_LAPSE | SEALED => Ok(Claimed::Abandoned { attempt }),
+            _ => Err(corrupt()),
+        }
+    }
+
+    pub(super) fn completed(&self) -> Result<Claimed, StoreError> {
+        Ok(Claimed::Completed {
+            attempt: self.attempt,
+            record: self.answer()?,
+        })
+    }
+
+    /// Without an expiry, which only somebody else can have taken away, it has no end.
+    pub(super) fn snapshot(&self, left: Option<u64>) -> Result<Snapshot, StoreError> {
+        let retention_left = left.map_or(Duration::MAX, Duration::from_millis);
+        let lease_left = left.unwrap_or_default().saturating_sub(self.outlives);
+        let lease_left = Duration::from_millis(lease_left);
         let phase = match self.state {
-            b't' => Phase::Running { lease_left },
-            b's' if !lease_left.is_zero() => Phase::Running { lease_left },
-            b's' | SEALED => Phase::Sealed,
+            IS_SEALED_AT_LAPSE if lease_left.is_zero() => Phase::Sealed,
+            MAY_BE_TAKEN_OVER | IS_SEALED_AT_LAPSE => Phase::Running { lease_left },
+            SEALED => Phase::Sealed,
             FAILED => Phase::Failed,
             COMPLETED => Phase::Completed(self.answer()?),
-            _ => return Err(StoreErrorKind::Corrupt.into()),
+            _ => return Err(corrupt()),
         };
         Ok(Snapshot::new(
             self.fingerprint,
@@ -116,4 +189,12 @@ impl Stored {
             retention_left,
         ))
     }
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+fn corrupt() -> StoreError {
+    StoreErrorKind::Corrupt.into()
 }
