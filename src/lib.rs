@@ -98,6 +98,6 @@ pub mod header {
     pub const IDEMPOTENCY_BODY: HeaderName = crate::exchange::IDEMPOTENCY_BODY;
 }
 
-#[cfg(all(doctest, feature = "memory"))]
+#[cfg(all(doctest, feature = "memory", feature = "redis"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -3,6 +3,7 @@
 //! | Store | Feature | Shared by | Survives |
 //! |---|---|---|---|
 //! | [`MemoryStore`] | `memory` | the tasks of one process | nothing: it is gone with the process |
+//! | `RedisStore` | `redis` | all nodes that reach the server | the end of any node; what the server itself survives |
 //!
 //! A store of your own is one `impl` of [`KeyStore`]; the feature `conformance` brings
 //! `conformance`, a test suite with one function per clause of the contract.
