@@ -52,13 +52,9 @@ pub(super) fn replay<R>(record: &Record) -> Answer<R> {
     let mut answer = Response::new(AnswerBody::Whole(body));
     *answer.status_mut() = recorded.status;
     *answer.headers_mut() = recorded.headers;
-    answer
-        .headers_mut()
-        .insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    set_mark(&mut answer, IDEMPOTENT_REPLAYED, "true");
     if recorded.omitted {
-        answer
-            .headers_mut()
-            .insert(IDEMPOTENCY_BODY, HeaderValue::from_static("omitted"));
+        set_mark(&mut answer, IDEMPOTENCY_BODY, "omitted");
     }
     answer.extensions_mut().insert(Outcome::Replayed);
     answer
@@ -90,12 +86,16 @@ pub(super) fn retention(parts: &response::Parts, config: &Config) -> Duration {
     chosen.map_or(config.retention, |chosen| chosen.clamped())
 }
 
+/// A handler may have filled the map to its end: its answer is not lost for a mark.
+pub(super) fn set_mark<R>(answer: &mut Answer<R>, name: HeaderName, value: &'static str) {
+    let value = HeaderValue::from_static(value);
+    let _ = answer.headers_mut().try_insert(name, value);
+}
+
 /// Tells layers outside, and the client where its answer should be on record and is not.
 pub(super) fn mark<R>(answer: &mut Answer<R>, attempt: u64, recorded: bool, acknowledged: bool) {
     if !acknowledged {
-        answer
-            .headers_mut()
-            .insert(IDEMPOTENCY_STORED, HeaderValue::from_static("false"));
+        set_mark(answer, IDEMPOTENCY_STORED, "false");
     }
     let stored = Some(recorded && acknowledged);
     answer

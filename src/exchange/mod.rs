@@ -21,7 +21,6 @@ use std::future::{Future, poll_fn};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::HeaderValue;
 use http::{HeaderMap, Request, Response, request};
 use http_body::{Body, SizeHint};
 use tower::Service;
@@ -215,8 +214,7 @@ where
                 Acquisition::RunUnprotected => {
                     let request = buffered(request, data, trailers);
                     let mut answer = Box::pin(unprotected(service, request)).await?;
-                    let stored = HeaderValue::from_static("false");
-                    answer.headers_mut().insert(IDEMPOTENCY_STORED, stored);
+                    capture::set_mark(&mut answer, IDEMPOTENCY_STORED, "false");
                     answer.extensions_mut().insert(Outcome::Unprotected);
                     Ok(answer)
                 }

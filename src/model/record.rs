@@ -69,7 +69,18 @@ impl Record {
     /// ([RFC 9110 §7.6.1](https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1)), those that
     /// are computed anew (`Content-Length`, `Transfer-Encoding`, `Date`,
     /// `Age`), and `Set-Cookie`.
+    ///
+    /// # Panics
+    ///
+    /// When the status is a 1xx, which is no final answer
+    /// ([RFC 9110 §15.2](https://www.rfc-editor.org/rfc/rfc9110#section-15.2)).
+    #[track_caller]
     pub fn new<B: AsRef<[u8]>>(answer: &Response<B>) -> Self {
+        assert!(
+            !answer.status().is_informational(),
+            "a record keeps a final answer, and {} is none",
+            answer.status()
+        );
         let head = Source {
             status: answer.status(),
             version: answer.version(),
@@ -208,6 +219,7 @@ impl Record {
         let is_sendable = !status.is_informational()
             && !headers
                 .keys()
+                .chain(trailers.iter().flat_map(HeaderMap::keys))
                 .any(|name| is_of_the_connection(name) || is_computed_anew(name));
         let whole = if omitted {
             body.is_empty()
