@@ -161,18 +161,18 @@ pub trait KeyStore: Send + Sync + 'static {
     ///
     /// From its first poll on it must not miss a change: a waiter polls it once, looks the
     /// record up, and only then sleeps on it. Returning early is harmless. A store that
-    /// wraps another has to pass the call on. The provided body sleeps 25 ms to 250 ms, more the longer the wait, at random so that waiters do
-    /// not come in step.
+    /// wraps another has to pass the call on. The provided body sleeps 25 ms to 250 ms, more
+    /// the longer the wait, at random so that waiters do not come in step.
     fn changed(&self, id: &RecordId, at_most: Duration) -> impl Future<Output = ()> + Send {
         let _ = id;
         tokio::time::sleep(jittered(at_most))
     }
 }
 
-/// A tenth of what is left to wait, between 25 ms and 250 ms, of which up to a half is
+/// A tenth of what is left to wait, between 50 ms and 250 ms, of which up to a half is
 /// taken off at random.
 fn jittered(at_most: Duration) -> Duration {
-    let longest = (at_most / 10).clamp(Duration::from_millis(25), Duration::from_millis(250));
+    let longest = (at_most / 10).clamp(Duration::from_millis(50), Duration::from_millis(250));
     let mut random = [0];
     // Without randomness waiters come in step, which is slower and not wrong.
     let _ = getrandom::fill(&mut random);

@@ -16,9 +16,6 @@ use crate::model::record::Record;
 use crate::model::scope::RecordId;
 use crate::store::KeyStore;
 
-/// Whether enough replicas have a write, or why that is not known.
-type Replicated = Result<(), BoxError>;
-
 impl<C> RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
@@ -27,37 +24,31 @@ where
         Call::new(script, &self.keys, id, room)
     }
 
-    async fn read(&self, call: Call) -> Result<Reply, StoreError> {
-        Reply::new(call.send(&self.connection).await.map_err(store_error)?)
+    async fn send(&self, call: &Call) -> Result<Reply, StoreError> {
+        let sent = call.send(&self.connection).await;
+        Reply::new(sent.map_err(store_error::<C>)?)
     }
 
-    /// A write, and whether it is on as many replicas as it has to be.
-    async fn try_write(&self, call: &Call) -> Result<(Reply, Replicated), StoreError> {
+    /// A write that is to be on replicas, where that is asked for. What too few of them have
+    /// stands all the same: the caller is to ask again.
+    async fn write(&self, call: &Call) -> Result<Reply, StoreError> {
         let Some(acks) = &self.acks else {
-            let value = call.send(&self.connection).await.map_err(store_error)?;
-            return Ok((Reply::new(value)?, Ok(())));
+            return self.send(call).await;
         };
         let sent = call.send_and_count(acks, &self.connection).await;
-        let (value, replicas) = sent.map_err(store_error)?;
-        let replicated = match replicas {
-            Ok(replicas) if replicas >= u64::from(acks.replicas) => Ok(()),
-            Ok(replicas) => Err(format!(
+        let (value, replicas) = sent.map_err(store_error::<C>)?;
+        let reply = Reply::new(value)?;
+        let shortage: BoxError = match replicas {
+            _ if reply.wrote_nothing() => return Ok(reply),
+            Ok(replicas) if replicas >= u64::from(acks.replicas) => return Ok(reply),
+            Ok(replicas) => format!(
                 "{replicas} replicas have acknowledged the write, where {} have to",
                 acks.replicas
             )
-            .into()),
-            Err(error) => Err(error.into()),
+            .into(),
+            Err(error) => error.into(),
         };
-        Ok((Reply::new(value)?, replicated))
-    }
-
-    /// The same where the caller is to ask again: what was written stands.
-    async fn write(&self, call: Call) -> Result<Reply, StoreError> {
-        let (reply, replicated) = self.try_write(&call).await?;
-        match replicated {
-            Ok(()) => Ok(reply),
-            Err(error) => Err(StoreError::new(StoreErrorKind::Ambiguous, error)),
-        }
+        Err(StoreError::new(StoreErrorKind::Ambiguous, shortage))
     }
 
     fn claim_call(&self, request: &ClaimRequest, longest: usize) -> Call {
@@ -74,39 +65,29 @@ where
         request: &ClaimRequest,
         longest: usize,
     ) -> Result<Result<Claimed, Stored>, StoreError> {
-        let (reply, replicated) = self.try_write(&self.claim_call(request, longest)).await?;
-        let attempt = match reply {
-            Reply(Value::Int(0)) => return Ok(Ok(Claimed::Mismatch)),
-            Reply(Value::Int(attempt)) => u64::try_from(attempt).map_err(|_| unexpected())?,
-            other => return other.bytes().and_then(Stored::read).map(Err),
-        };
-        match replicated {
-            Ok(()) => Ok(Ok(Claimed::Acquired(request.hold(attempt)))),
-            Err(error) => Err(self.give_back(request, error).await),
-        }
-    }
-
-    /// A claim that a fail-over would forget is none.
-    async fn give_back(&self, request: &ClaimRequest, error: BoxError) -> StoreError {
-        match self.release(&request.hold(1)).await {
-            Ok(_) => StoreError::new(StoreErrorKind::NotApplied, error),
-            Err(_) => StoreError::new(StoreErrorKind::Ambiguous, error),
+        match self.write(&self.claim_call(request, longest)).await? {
+            Reply(Value::Int(0)) => Ok(Ok(Claimed::Mismatch)),
+            Reply(Value::Int(attempt)) => {
+                let attempt = attempt.try_into().map_err(|_| unexpected())?;
+                Ok(Ok(Claimed::Acquired(request.hold(attempt))))
+            }
+            record => record.bytes().and_then(Stored::read).map(Err),
         }
     }
 
     /// The answer to a head that came without it, by a plain read: a script would copy it
-    /// twice more. `None` where the server has another record by now, or where a replica
-    /// was read that has none yet.
-    async fn fetch(&self, id: &RecordId, head: &Stored) -> Result<Option<Stored>, StoreError> {
+    /// twice more. `None` where that gives another record or none, as it may when a node is
+    /// asked that is not the primary: then a script has to tell.
+    async fn fetch(&self, id: &RecordId, head: &Stored) -> Option<Stored> {
         let mut cmd = Cmd::new();
         cmd.write_arg(b"GET");
         self.keys.write(id, &mut cmd);
-        let read = cmd.query_async(&mut self.connection()).await;
-        let Value::BulkString(bytes) = read.map_err(store_error)? else {
-            return Ok(None);
-        };
-        let stored = Stored::read(bytes)?;
-        Ok(Some(stored).filter(|stored| stored.is_completed() && stored.is_of_same_run(head)))
+        match cmd.query_async(&mut self.connection()).await {
+            Ok(Value::BulkString(bytes)) => Stored::read(bytes)
+                .ok()
+                .filter(|stored| stored.is_completed() && stored.is_of_same_run(head)),
+            _ => None,
+        }
     }
 }
 
@@ -120,12 +101,14 @@ where
             Err(found) if found.lacks_answer() => found,
             Err(found) => return found.in_the_way(),
         };
-        if let Some(whole) = self.fetch(&request.id, &found).await? {
+        if let Some(whole) = self.fetch(&request.id, &found).await {
             return whole.completed();
         }
-        match self.try_claim(request, usize::MAX).await? {
-            Ok(claimed) => Ok(claimed),
-            Err(found) => found.in_the_way(),
+        match self.try_claim(request, usize::MAX).await {
+            Ok(Ok(claimed)) => Ok(claimed),
+            Ok(Err(found)) => found.in_the_way(),
+            // Not applied, and yet no leave to run unprotected: there is an answer.
+            Err(error) => Err(StoreError::new(StoreErrorKind::Ambiguous, error)),
         }
     }
 
@@ -140,7 +123,7 @@ where
             .bytes(hold.owner.as_bytes())
             .millis(lease)
             .millis(lease.saturating_add(retention));
-        self.write(call).await?.ownership()
+        self.write(&call).await?.ownership()
     }
 
     async fn complete(
@@ -154,8 +137,10 @@ where
             .call(&script::COMPLETE, &hold.id, len + 64)
             .bytes(hold.owner.as_bytes())
             .built(len, |to| stored::put_completed(hold, record, to))
-            .millis(retention);
-        Ok(match self.write(call).await?.int()? {
+            .millis(retention)
+            // That a run is done is never lost for want of room.
+            .number(record.is_omitted().into());
+        Ok(match self.write(&call).await?.int()? {
             0 => Completion::NotOwner,
             1 => Completion::Stored,
             2 => Completion::Restored,
@@ -174,27 +159,28 @@ where
             .bytes(hold.owner.as_bytes())
             .bytes(&stored::ended(seal))
             .millis(retention);
-        self.write(call).await?.ownership()
+        self.write(&call).await?.ownership()
     }
 
     async fn release(&self, hold: &Hold) -> Result<Ownership, StoreError> {
-        let call = self.call(&script::RELEASE, &hold.id, 16);
+        let call = self
+            .call(&script::RELEASE, &hold.id, 16)
+            .bytes(hold.owner.as_bytes());
         // A release that a fail-over forgets costs a lease, and nothing runs twice.
-        let reply = self.read(call.bytes(hold.owner.as_bytes())).await?;
-        reply.ownership()
+        self.send(&call).await?.ownership()
     }
 
     async fn lookup(&self, id: &RecordId) -> Result<Option<Snapshot>, StoreError> {
         for longest in [self.inline_limit, usize::MAX] {
             let call = self.call(&script::LOOKUP, id, 16).number(longest as u64);
-            let reply = self.read(call).await?;
+            let reply = self.send(&call).await?;
             if reply.is_nil() {
                 return Ok(None);
             }
             let (record, left) = reply.pair()?;
             let mut stored = Stored::read(record.bytes()?)?;
             if stored.lacks_answer() {
-                match self.fetch(id, &stored).await? {
+                match self.fetch(id, &stored).await {
                     Some(whole) => stored = whole,
                     None => continue,
                 }
@@ -205,11 +191,11 @@ where
     }
 
     async fn forget(&self, id: &RecordId) -> Result<Forgot, StoreError> {
-        let reply = self.write(self.call(&script::FORGET, id, 0)).await?;
-        Ok(match reply.int()? {
+        let call = self.call(&script::FORGET, id, 0);
+        Ok(match self.write(&call).await?.int()? {
+            1 => Forgot::Forgotten,
             0 => Forgot::Absent,
-            1 => Forgot::Live,
-            2 => Forgot::Forgotten,
+            -2 => Forgot::Live,
             _ => return Err(unexpected()),
         })
     }
@@ -225,6 +211,6 @@ where
             .call(&script::RESOLVE, id, len + 32)
             .built(len, |to| stored::put_answer(record, to))
             .millis(retention);
-        Ok(self.write(call).await?.int()? == 1)
+        Ok(self.write(&call).await?.int()? == 1)
     }
 }

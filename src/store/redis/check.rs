@@ -176,7 +176,7 @@ where
                     reason: error.to_string(),
                 },
             }],
-            Err(error) => return Err(CheckError::Store(store_error(error))),
+            Err(error) => return Err(CheckError::Store(store_error::<C>(error))),
         };
         if findings.iter().any(|finding| finding.risk.is_unfit()) {
             return Err(CheckError::Unfit(findings));
@@ -194,9 +194,9 @@ where
         let mut has_cluster = false;
         for (node, info) in nodes {
             let node = is_cluster.then(|| from_redis_value(node)).transpose();
-            let node = node.map_err(|error| CheckError::Store(store_error(error.into())))?;
+            let node = node.map_err(|error| CheckError::Store(store_error::<C>(error.into())))?;
             let text: String = from_redis_value(info)
-                .map_err(|error| CheckError::Store(store_error(error.into())))?;
+                .map_err(|error| CheckError::Store(store_error::<C>(error.into())))?;
             let info = Info::new(&text);
             has_cluster |= info.get("cluster_enabled") == "1";
             let risks = info.risks(self.acks().map(|acks| acks.replicas));
@@ -212,7 +212,7 @@ where
             }
             let text = self.ask("CLUSTER", "INFO").await;
             let text = text.and_then(|text| Ok(from_redis_value::<String>(text)?));
-            let text = text.map_err(|error| CheckError::Store(store_error(error)))?;
+            let text = text.map_err(|error| CheckError::Store(store_error::<C>(error)))?;
             match Info::new(&text).get("cluster_state") {
                 "ok" => {}
                 state => find(Risk::ClusterNotReady {

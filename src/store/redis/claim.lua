@@ -14,7 +14,10 @@ if head ~= '' then
     return redis.call('GET', KEYS[1])
   end
   local left = redis.call('PTTL', KEYS[1])
-  if runs and owner == record:sub(33, 48) then
+  if left < 0 then
+    -- Somebody else took the expiry away, and with it the end of the lease.
+    return -1
+  elseif runs and owner == record:sub(33, 48) then
     -- A later end of the record stands.
     expires = math.max(left, tonumber(expires))
   elseif runs and left > outlives then

@@ -2,6 +2,7 @@
 if not runs or owner ~= ARGV[1] then
   return 0
 end
-redis.call('SETRANGE', KEYS[1], 64, ARGV[2])
+-- First what a full server allows: it is asked for room before the first write alone.
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('SETRANGE', KEYS[1], 64, ARGV[2])
 return 1

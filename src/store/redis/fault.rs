@@ -1,23 +1,37 @@
 //! What is known of a call that failed.
 
+use std::any::TypeId;
+
+use redis::aio::{ConnectionManager, MultiplexedConnection};
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use crate::model::error::{StoreError, StoreErrorKind};
 
-/// The driver's error as the store's, with the driver's as its source.
-pub(super) fn store_error(error: RedisError) -> StoreError {
-    StoreError::new(kind(&error), error)
+/// The error of a connection as the store's, with the driver's as its source.
+pub(super) fn store_error<C: 'static>(error: RedisError) -> StoreError {
+    let kind = match kind(&error) {
+        StoreErrorKind::NotApplied if !sends_once::<C>() => StoreErrorKind::Ambiguous,
+        kind => kind,
+    };
+    StoreError::new(kind, error)
 }
 
+/// Whether an error tells of the only time that a call was sent. A connection to a cluster
+/// sends it again by itself and tells of the last time alone, and of one that is not known
+/// nothing can be said.
+fn sends_once<C: 'static>() -> bool {
+    let connection = TypeId::of::<C>();
+    connection == TypeId::of::<MultiplexedConnection>()
+        || connection == TypeId::of::<ConnectionManager>()
+}
+
+/// What one sending that ended like this has done.
 fn kind(error: &RedisError) -> StoreErrorKind {
     match error.kind() {
         // Refused before anything was sent. Any other break of a connection, and every
         // time-out, leaves it open whether the server had read the call.
         ErrorKind::Io if error.is_connection_refusal() => StoreErrorKind::NotApplied,
-        ErrorKind::Client
-        | ErrorKind::ClusterConnectionNotFound
-        | ErrorKind::MasterNameNotFoundBySentinel
-        | ErrorKind::NoValidReplicasFoundBySentinel => StoreErrorKind::NotApplied,
+        ErrorKind::Client => StoreErrorKind::NotApplied,
         ErrorKind::AuthenticationFailed
         | ErrorKind::InvalidClientConfig
         | ErrorKind::EmptySentinelList
@@ -30,12 +44,15 @@ fn kind(error: &RedisError) -> StoreErrorKind {
 
 fn server_kind(kind: ServerErrorKind, detail: &str) -> StoreErrorKind {
     match kind {
-        // Before 7.0 what a command of a script was refused for is told in the detail.
-        ServerErrorKind::ResponseError => match detail.split_once(": -") {
-            Some((_, inner)) => kind_of_code(inner.split(' ').next().unwrap_or_default()),
-            None if detail.starts_with("unknown command") => StoreErrorKind::Misconfigured,
-            None => StoreErrorKind::Ambiguous,
-        },
+        // Before 7.0 what a command of a script was refused for stands in the detail.
+        ServerErrorKind::ResponseError => detail
+            .split(' ')
+            .map(|word| kind_of_code(word.trim_start_matches('-')))
+            .find(|&kind| kind != StoreErrorKind::Ambiguous)
+            .unwrap_or(match detail.starts_with("unknown command") {
+                true => StoreErrorKind::Misconfigured,
+                false => StoreErrorKind::Ambiguous,
+            }),
         ServerErrorKind::BusyLoading
         | ServerErrorKind::Ask
         | ServerErrorKind::TryAgain
@@ -66,9 +83,10 @@ fn kind_of_code(code: &str) -> StoreErrorKind {
 mod tests {
     use std::io;
 
+    use redis::aio::{ConnectionManager, MultiplexedConnection};
     use redis::{ErrorKind, RedisError, Value, make_extension_error};
 
-    use super::kind;
+    use super::{kind, store_error};
     use crate::model::error::StoreErrorKind;
 
     /// An error reply, as the driver reads it off the wire.
@@ -121,8 +139,13 @@ mod tests {
 
     #[test]
     fn a_key_of_another_type_is_corrupt() {
-        let line = "WRONGTYPE Operation against a key holding the wrong kind of value";
-        assert_eq!(reply(line), StoreErrorKind::Corrupt);
+        for line in [
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
+            "ERR Error running script (call to f_1): @user_script:17: WRONGTYPE Operation \
+             against a key holding the wrong kind of value",
+        ] {
+            assert_eq!(reply(line), StoreErrorKind::Corrupt, "{line}");
+        }
     }
 
     #[test]
@@ -150,5 +173,25 @@ mod tests {
         ] {
             assert_eq!(io(broken), StoreErrorKind::Ambiguous, "{broken}");
         }
+    }
+
+    /// What sends again by itself tells of the last time alone.
+    #[derive(Clone)]
+    struct SendsAgain;
+
+    #[test]
+    fn nothing_is_known_of_a_connection_that_may_have_sent_it_before() {
+        let refused = || RedisError::from(io::Error::from(io::ErrorKind::ConnectionRefused));
+        let kinds = [
+            store_error::<MultiplexedConnection>(refused()).kind(),
+            store_error::<ConnectionManager>(refused()).kind(),
+            store_error::<SendsAgain>(refused()).kind(),
+        ];
+        let expected = [
+            StoreErrorKind::NotApplied,
+            StoreErrorKind::NotApplied,
+            StoreErrorKind::Ambiguous,
+        ];
+        assert_eq!(kinds, expected);
     }
 }

@@ -1,4 +1,4 @@
--- The beginning of every script: what stands at KEYS[1], a string of 81 bytes and then the
+-- The beginning of the scripts: what stands at KEYS[1], a string of 81 bytes and then the
 -- answer, if there is one:
 --
 --    1  32  fingerprint

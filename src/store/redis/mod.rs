@@ -19,9 +19,7 @@
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let client = Client::open("redis://127.0.0.1:6379")?;
-//! // With its feature `connection-manager`, the driver also connects anew by itself.
-//! let connection = client.get_multiplexed_async_connection().await?;
-//! let store = RedisStore::new(connection);
+//! let store = RedisStore::new(client.get_connection_manager().await?);
 //! for warning in store.check().await? {
 //!     eprintln!("redis: {warning}");
 //! }
@@ -32,24 +30,30 @@
 //! ```
 //!
 //! The connection is yours: whatever is `redis::aio::ConnectionLike + Clone`, from the
-//! `redis` that this crate re-exports as [`tower_idempotency::redis`](crate::redis). Add
-//! `redis` to your own dependencies for the features you need, such as
-//! `connection-manager`, `cluster-async`, `sentinel` or TLS.
+//! `redis` that this crate re-exports as [`tower_idempotency::redis`](crate::redis). It has
+//! the features `connection-manager`, `script` and `tokio-comp`; for others, such as
+//! `cluster-async`, `sentinel` or TLS, add `redis` to your own dependencies.
 //!
 //! # How it works
 //!
 //! A record is one string at one key, so that a cluster needs no hash tags: a head of 81
 //! bytes, and then the answer in [its stored form](super::Record::as_bytes). Every call is
 //! one script on that key: a claim, a completion, a replay and a conflict take one round
-//! trip each. The server's clock alone compares. Redis expires the key when retention ends;
-//! there is nothing to purge.
+//! trip each. The server's clock alone compares: the key expires when retention ends, the
+//! lease ends so much before that, and there is nothing to purge.
 //!
-//! Whoever waits for a run looks the record up now and then, from every 25 ms to every
-//! 250 ms, at random; that only reads.
+//! Whoever waits for a run looks the record up now and then, at random every 25 ms to
+//! 250 ms; that only reads.
 //!
-//! A call whose answer was lost is [`Ambiguous`](super::StoreErrorKind::Ambiguous), and may
-//! be sent again: the scripts know their owner. That also covers a driver that
-//! retries by itself, as a cluster connection does.
+//! A call whose answer was lost is [`Ambiguous`](super::StoreErrorKind::Ambiguous), and the
+//! layer sends it again: the scripts know their owner. A cluster connection sends again by
+//! itself and tells of the last time alone; whatever fails there is `Ambiguous`, and so it is
+//! with a connection of your own making. Only of a [`MultiplexedConnection`] and a
+//! [`ConnectionManager`] is it known that a refused call was not applied, which
+//! [`OutagePolicy::RunUnprotected`](crate::OutagePolicy::RunUnprotected) asks for.
+//!
+//! A full server refuses claims. It renews the leases of what runs, and takes that a run is
+//! done, if need be without the answer's body.
 //!
 //! # Settings
 //!
@@ -58,32 +62,37 @@
 //! | server | `maxmemory-policy noeviction` | an evicted record is a request that runs again; a full server refuses claims instead, with 503 |
 //! | server | `appendonly yes` | a restart keeps the records |
 //! | server | `appendfsync always` | so does the loss of power; costs a disk write for each claim and completion |
-//! | server | `min-replicas-to-write 1`, `min-replicas-max-lag 10` | a primary that was cut off stops granting keys after ten seconds |
+//! | server | `min-replicas-to-write 1`, `min-replicas-max-lag 10` | from Redis 7.0 on, a primary that was cut off stops granting keys after ten seconds |
 //! | server | clocks kept in step (NTP) | a lease is measured by the clock of the primary, which changes with it |
 //! | store | [`min_replica_acks`](RedisStore::min_replica_acks) | a claim that no replica has is refused |
 //! | store | [`inline_limit`](RedisStore::inline_limit) | longer answers are read without a script |
 //! | store | [`key_prefix`](RedisStore::key_prefix) | several services on one server; what an ACL may allow |
-//! | driver | `connection-manager` | connects anew when the connection breaks; a bare `MultiplexedConnection` never does |
-//! | driver | response time-out, 500 ms by default | below the layer's [`store_timeout`](crate::IdempotencyLayer::store_timeout) of 2 s, so that the layer hears what went wrong; above the time-out of `min_replica_acks` |
-//! | driver | cluster: 16 retries by default | their sum may pass `store_timeout`, after which the call counts as `Ambiguous`; lower it with `ClusterClientBuilder::retries` or `overall_response_timeout` |
+//! | driver | `ConnectionManager` | connects anew when the connection breaks; a bare `MultiplexedConnection` never does |
+//! | driver | its response time-out, 500 ms by default | below the layer's [`store_timeout`](crate::IdempotencyLayer::store_timeout) of 2 s, so that the layer hears what went wrong |
+//! | driver | its `number_of_retries`, 6 by default: how often it tries to connect | with 1, a server that is down is known to be down before `store_timeout` ends |
+//! | driver | no reading from replicas of a cluster | one that lags takes a run for lost that is not |
 //!
 //! An ACL needs `+evalsha +eval +get +getrange +set +setrange +strlen +del +unlink +pexpire
-//! +pttl` on `~idem1:*`, and for [`check`](RedisStore::check) `+info` and `+cluster|info`;
-//! with [`min_replica_acks`](RedisStore::min_replica_acks) also `+wait`.
+//! +pttl` on `~idem1:*`; with [`min_replica_acks`](RedisStore::min_replica_acks) also `+wait`,
+//! for [`check`](RedisStore::check) also `+info` and `+cluster|info`, and in a cluster also
+//! `+ping +asking +cluster|slots`, which the driver sends.
 //!
 //! # Cluster
 //!
 //! ```ignore
 //! // redis = { version = "1.8", default-features = false, features = ["cluster-async", "tokio-comp"] }
-//! let client = redis::cluster::ClusterClientBuilder::new(["redis://node-1", "redis://node-2"])
+//! let nodes = ["redis://node-1", "redis://node-2", "redis://node-3"];
+//! let client = redis::cluster::ClusterClientBuilder::new(nodes)
+//!     // Without one it waits for ever.
+//!     .response_timeout(Duration::from_millis(500))
+//!     .overall_response_timeout(Some(Duration::from_millis(1500)))
 //!     .retries(3)
+//!     .min_retry_wait(50)
 //!     .build()?;
 //! let store = RedisStore::new(client.get_async_connection().await?);
 //! ```
 //!
-//! Slots may move while requests run: the connection follows. Reading from replicas may be
-//! switched on; only answers above the inline limit are read there, and whatever a replica
-//! lacks is read from the primary.
+//! Slots may move while requests run: the connection follows.
 //!
 //! # Sentinel
 //!
@@ -91,7 +100,8 @@
 //! what follows a fail-over in front (a proxy, or a DNS name that your operator moves) and
 //! connect to it with a `ConnectionManager`, or wrap the connection in a `ConnectionLike`
 //! of your own that asks Sentinel again after an error: `examples/redis_sentinel.rs` is one.
-//! Until then a former primary answers `READONLY`, which is 503 and nothing worse.
+//! Until then a former primary that knows of its end refuses every claim, which is 503; it
+//! may still replay what it has.
 //!
 //! # When to choose SQL instead
 //!
@@ -103,6 +113,9 @@
 //! # Requirements
 //!
 //! Redis 6.2 or later, or Valkey. Tested with Redis 7.0.
+//!
+//! [`MultiplexedConnection`]: ::redis::aio::MultiplexedConnection
+//! [`ConnectionManager`]: ::redis::aio::ConnectionManager
 
 mod calls;
 mod check;
@@ -144,7 +157,7 @@ where
     ///
     /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
     /// let client = Client::open("redis://127.0.0.1:6379")?;
-    /// let store = RedisStore::new(client.get_multiplexed_async_connection().await?);
+    /// let store = RedisStore::new(client.get_connection_manager().await?);
     /// # let _ = store;
     /// # Ok(())
     /// # }
@@ -165,8 +178,8 @@ where
     /// as `{pay}`, puts all records on one node of a cluster.
     ///
     /// ```no_run
-    /// # use tower_idempotency::{redis::aio::MultiplexedConnection, store::RedisStore};
-    /// # fn options(connection: MultiplexedConnection) {
+    /// # use tower_idempotency::{redis::aio::ConnectionManager, store::RedisStore};
+    /// # fn options(connection: ConnectionManager) {
     /// let store = RedisStore::new(connection).key_prefix("payments:idem");
     /// # let _ = store;
     /// # }
@@ -182,8 +195,8 @@ where
     /// does one thing at a time, would copy it twice more.
     ///
     /// ```no_run
-    /// # use tower_idempotency::{redis::aio::MultiplexedConnection, store::RedisStore};
-    /// # fn options(connection: MultiplexedConnection) {
+    /// # use tower_idempotency::{redis::aio::ConnectionManager, store::RedisStore};
+    /// # fn options(connection: ConnectionManager) {
     /// let store = RedisStore::new(connection).inline_limit(64 * 1024);
     /// # let _ = store;
     /// # }
@@ -197,21 +210,21 @@ where
     /// Default: none. How many replicas have to have a write, and how long they are waited
     /// for, before it counts.
     ///
-    /// A claim that fewer have is given back and refused:
-    /// [`NotApplied`](super::StoreErrorKind::NotApplied), thus 503. A completion, a failure or a
-    /// renewal that fewer have stands, and is [`Ambiguous`](super::StoreErrorKind::Ambiguous), so that
-    /// it is sent again until they do.
+    /// What fewer have is on the primary and does not count:
+    /// [`Ambiguous`](super::StoreErrorKind::Ambiguous). The layer asks once more, then refuses a claim
+    /// with 503 and gives it back; a completion or a failure is sent again until enough
+    /// replicas have it. A release needs none.
     ///
     /// This narrows the loss in a fail-over, and does not end it: a replica that never had
     /// the write may be promoted, and so may one that lost it in a restart. `WAIT` travels with
     /// the write in one round trip, and holds up what else is sent over the same connection,
-    /// for the time-out at most: give the store a connection of its own, whose response
-    /// time-out is longer.
+    /// one after the other: give the store connections of its own, whose response time-out is
+    /// several times this one.
     ///
     /// ```no_run
     /// # use std::time::Duration;
-    /// # use tower_idempotency::{redis::aio::MultiplexedConnection, store::RedisStore};
-    /// # fn options(connection: MultiplexedConnection) {
+    /// # use tower_idempotency::{redis::aio::ConnectionManager, store::RedisStore};
+    /// # fn options(connection: ConnectionManager) {
     /// let store = RedisStore::new(connection).min_replica_acks(1, Duration::from_millis(200));
     /// # let _ = store;
     /// # }
@@ -233,11 +246,12 @@ where
     }
 
     /// Looks at how the server is set up: what puts the promises of the layer at risk, what
-    /// may be lost, and what to set. For the start of a service; it writes nothing.
+    /// may be lost, and what to set. For the start of a service; it writes nothing, and has
+    /// no time-out but that of the connection.
     ///
     /// ```no_run
-    /// # use tower_idempotency::{redis::aio::MultiplexedConnection, store::RedisStore};
-    /// # async fn run(connection: MultiplexedConnection) -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_idempotency::{redis::aio::ConnectionManager, store::RedisStore};
+    /// # async fn run(connection: ConnectionManager) -> Result<(), Box<dyn std::error::Error>> {
     /// let store = RedisStore::new(connection);
     /// for finding in store.check().await? {
     ///     eprintln!("redis: {finding}");

@@ -28,6 +28,11 @@ impl Reply {
         }
     }
 
+    /// No script that writes replies with less than 1, or with what is in its way.
+    pub(super) fn wrote_nothing(&self) -> bool {
+        !matches!(self.0, Value::Int(1..))
+    }
+
     pub(super) fn ownership(&self) -> Result<Ownership, StoreError> {
         match self.int()? {
             0 => Ok(Ownership::Lost),

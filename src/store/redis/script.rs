@@ -39,9 +39,11 @@ scripts! {
     FAIL = "fail.lua";
     RELEASE = "release.lua";
     LOOKUP = "lookup.lua";
-    FORGET = "forget.lua";
     RESOLVE = "resolve.lua";
 }
+
+pub(super) static FORGET: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("forget.lua")));
 
 /// Begins every key: the user's prefix, and the version of the layout.
 #[derive(Debug, Clone)]

@@ -169,14 +169,16 @@ impl Stored {
         })
     }
 
-    /// Without an expiry, which only somebody else can have taken away, it has no end.
+    /// Without an expiry, which only somebody else can have taken away, it has no end, and a
+    /// run no lease.
     pub(super) fn snapshot(&self, left: Option<u64>) -> Result<Snapshot, StoreError> {
         let retention_left = left.map_or(Duration::MAX, Duration::from_millis);
-        let lease_left = left.unwrap_or_default().saturating_sub(self.outlives);
-        let lease_left = Duration::from_millis(lease_left);
+        let lease_left = left.map(|left| left.saturating_sub(self.outlives));
         let phase = match self.state {
-            IS_SEALED_AT_LAPSE if lease_left.is_zero() => Phase::Sealed,
-            MAY_BE_TAKEN_OVER | IS_SEALED_AT_LAPSE => Phase::Running { lease_left },
+            IS_SEALED_AT_LAPSE if lease_left == Some(0) => Phase::Sealed,
+            MAY_BE_TAKEN_OVER | IS_SEALED_AT_LAPSE => Phase::Running {
+                lease_left: lease_left.map(Duration::from_millis).ok_or_else(corrupt)?,
+            },
             SEALED => Phase::Sealed,
             FAILED => Phase::Failed,
             COMPLETED => Phase::Completed(self.answer()?),
