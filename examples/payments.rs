@@ -6,8 +6,14 @@
 //! cargo run --example payments -- --serve   # stays up, for curl
 //! ```
 //!
-//! `server.rs` is what to imitate, `gateway.rs` stands for the bank, `client.rs` is the
-//! script. It exits with an error if anything was charged twice.
+//! Both keep their records in memory, or, with a URL, on a Redis server:
+//!
+//! ```sh
+//! cargo run --features redis --example payments -- redis://127.0.0.1:6379
+//! ```
+//!
+//! `server.rs` is what to imitate, `store.rs` opens the store, `gateway.rs` stands for the
+//! bank, `client.rs` is the script. It exits with an error if anything was charged twice.
 
 #[path = "payments/client.rs"]
 mod client;
@@ -15,6 +21,8 @@ mod client;
 mod gateway;
 #[path = "payments/server.rs"]
 mod server;
+#[path = "payments/store.rs"]
+mod store;
 
 use std::error::Error;
 
@@ -24,19 +32,29 @@ use self::gateway::Gateway;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    match std::env::args().nth(1).as_deref() {
-        None => {
-            let listener = TcpListener::bind("127.0.0.1:0").await?;
-            let address = listener.local_addr()?;
-            tokio::spawn(server::serve(listener, Gateway::default()));
-            client::play(address).await
+    let mut stays_up = false;
+    let mut url = None;
+    for word in std::env::args().skip(1) {
+        match &*word {
+            "--serve" => stays_up = true,
+            flag if flag.starts_with('-') => {
+                return Err(format!("`{flag}` is no flag: there is --serve").into());
+            }
+            _ => url = Some(word),
         }
-        Some("--serve") => {
-            let listener = TcpListener::bind("127.0.0.1:3000").await?;
-            println!("{TO_TRY}");
-            Ok(server::serve(listener, Gateway::default()).await?)
-        }
-        Some(other) => Err(format!("`{other}` is no flag: there is --serve").into()),
+    }
+    let gateway = Gateway::default();
+    if stays_up {
+        let store = store::open(url.as_deref(), "payments").await?;
+        let listener = TcpListener::bind("127.0.0.1:3000").await?;
+        println!("{TO_TRY}");
+        Ok(server::serve(listener, store, gateway).await?)
+    } else {
+        let store = store::open(url.as_deref(), &store::unique_prefix()).await?;
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        tokio::spawn(server::serve(listener, store, gateway));
+        client::play(address).await
     }
 }
 

@@ -9,12 +9,15 @@
 //! It speaks HTTP/1.1 and HTTP/2 (prior knowledge). Once it accepts connections it prints
 //! one line on stdout, `listening on http://127.0.0.1:PORT`, and nothing else. On SIGTERM
 //! or Ctrl-C it stops accepting, finishes what is under way and exits with 0. The exit
-//! code is 2 where the command line is at fault, and 1 where the address cannot be used.
+//! code is 2 where the command line is at fault, and 1 where the address or the store
+//! cannot be used. What puts the store at risk is a `testbed: warning: …` on stderr.
 
 #[path = "testbed/args.rs"]
 mod args;
 #[path = "testbed/routes.rs"]
 mod routes;
+#[path = "testbed/store.rs"]
+mod store;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -31,41 +34,47 @@ use self::args::{Args, Command, HELP};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let words = std::env::args_os().skip(1);
-    let words = words.map(|word| word.to_string_lossy().into_owned());
-    let args = match args::parse(words) {
-        Ok(Command::Serve(args)) => args,
-        Ok(Command::Help) => {
-            print!("{HELP}");
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => return misused(&error),
-    };
-    let layer = match layer(&args) {
-        Ok(layer) => layer,
-        Err(error) => return misused(&error),
-    };
-    match serve(&args, layer).await {
+    match run().await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("testbed: {}: {error}", args.listen);
+        Err(Fault::Misused(error)) => {
+            eprintln!("testbed: {error}\nSee --help.");
+            ExitCode::from(2)
+        }
+        Err(Fault::Failed(error)) => {
+            eprintln!("testbed: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn misused(error: &str) -> ExitCode {
-    eprintln!("testbed: {error}\nSee --help.");
-    ExitCode::from(2)
+enum Fault {
+    /// It is the command line's.
+    Misused(String),
+    /// It is that of what the command line names.
+    Failed(String),
 }
 
-fn layer(args: &Args) -> Result<IdempotencyLayer, String> {
-    let store = store(&args.store)?;
+async fn run() -> Result<(), Fault> {
+    let words = std::env::args_os().skip(1);
+    let words = words.map(|word| word.to_string_lossy().into_owned());
+    let args = match args::parse(words).map_err(Fault::Misused)? {
+        Command::Serve(args) => args,
+        Command::Help => {
+            print!("{HELP}");
+            return Ok(());
+        }
+    };
+    let layer = layer(&args, store::open(&args).await?);
+    let served = serve(&args, layer).await;
+    served.map_err(|error| Fault::Failed(format!("{}: {error}", args.listen)))
+}
+
+fn layer(args: &Args, store: AnyStore) -> IdempotencyLayer {
     let layer = match &args.scope_header {
         Some(name) => IdempotencyLayer::new(store, by_trusted_header(name)),
         None => IdempotencyLayer::new(store, SharedByAllCallers),
     };
-    Ok(layer
+    layer
         .retention(args.retention)
         .lease(args.lease)
         .max_hold(args.max_hold)
@@ -73,22 +82,7 @@ fn layer(args: &Args) -> Result<IdempotencyLayer, String> {
         .on_conflict(args.on_conflict)
         .on_failure(args.on_failure)
         .request_body_limit(args.request_limit)
-        .response_body_limit(args.response_limit))
-}
-
-/// The stores there are, compiled in or not.
-const STORES: [&str; 4] = ["memory", "sqlite", "redis", "postgres"];
-
-fn store(name: &str) -> Result<AnyStore, String> {
-    match name {
-        #[cfg(feature = "memory")]
-        "memory" => Ok(AnyStore::new(tower_idempotency::store::MemoryStore::new())),
-        name if STORES.contains(&name) => Err(format!("the store `{name}` is not compiled in")),
-        name => Err(format!(
-            "no store is called `{name}`; there are {}",
-            STORES.join(", ")
-        )),
-    }
+        .response_body_limit(args.response_limit)
 }
 
 async fn serve(args: &Args, layer: IdempotencyLayer) -> io::Result<()> {

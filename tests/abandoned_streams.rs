@@ -11,22 +11,23 @@ use support::faults::{Call, Fault, FaultStore};
 use support::scripted::{
     Script, Seen, Step, answer, data, executed, handling, idle, let_run, ms, secs,
 };
+use support::stores::store;
 use support::{Runs, post, read};
 use tokio::time::{Instant, sleep};
 use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
-use tower_idempotency::store::{MemoryStore, StoreErrorKind};
+use tower_idempotency::store::{AnyStore, StoreErrorKind};
 use tower_idempotency::{IdempotencyLayer, ResponseBody, SharedByAllCallers};
 
-type Layer = IdempotencyLayer<FaultStore<MemoryStore>>;
+type Layer = IdempotencyLayer<FaultStore<AnyStore>>;
 type Service = BoxCloneSyncService<
     http::Request<http_body_util::Full<Bytes>>,
     http::Response<ResponseBody<Script>>,
     std::convert::Infallible,
 >;
 
-fn layer() -> (FaultStore<MemoryStore>, Layer) {
-    let store = FaultStore::new(MemoryStore::new());
+fn layer() -> (FaultStore<AnyStore>, Layer) {
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers);
     (store, layer)
 }

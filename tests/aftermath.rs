@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use support::faults::{Call, Fault, FaultStore};
 use support::scripted::{idle, plan, secs};
+use support::stores::store;
 use support::{post, send};
 use tokio::time::sleep;
-use tower_idempotency::store::{MemoryStore, StoreErrorKind};
+use tower_idempotency::store::StoreErrorKind;
 use tower_idempotency::{IdempotencyLayer, SharedByAllCallers};
 
 /// What one doubtful claim costs a store that is slow already.
 #[tokio::test(start_paused = true)]
 async fn a_doubtful_claim_does_not_hammer_the_store() {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     store.always(Call::Claim, Fault::Refused(StoreErrorKind::Ambiguous));
     let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers);
     let (service, _) = plan(&layer, [(Duration::ZERO, 201)]);
@@ -36,7 +37,7 @@ async fn a_doubtful_claim_does_not_hammer_the_store() {
 /// And the refused count against `max_in_flight` for a whole lease.
 #[tokio::test(start_paused = true)]
 async fn doubtful_claims_do_not_use_up_max_in_flight() {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     for _ in 0..20 {
         store.once(Call::Claim, Fault::Refused(StoreErrorKind::Ambiguous));
     }
@@ -54,7 +55,7 @@ async fn doubtful_claims_do_not_use_up_max_in_flight() {
 /// A store that is full for a moment costs the body of the record for good.
 #[tokio::test(start_paused = true)]
 async fn a_record_that_finds_no_room_for_a_moment_is_kept_whole_later() {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     store.always(Call::Complete, Fault::Refused(StoreErrorKind::Full));
     let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers);
     let (service, _) = plan(&layer, [(Duration::ZERO, 201)]);

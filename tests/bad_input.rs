@@ -14,13 +14,17 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request};
 use http_body_util::Full;
 use proptest::prelude::*;
+use support::faults::{Call, FaultStore};
 use support::pieces::{Script, Step, assert_ran, assert_refused, assert_replays, cases, handler};
 use support::server::Server;
+use support::stores::store;
 use support::{Runs, counting, created, post, send};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
-use tower_idempotency::store::MemoryStore;
+use tower_idempotency::store::AnyStore;
 use tower_idempotency::{IdempotencyLayer, Outcome, RejectionKind, SharedByAllCallers};
+
+type Store = FaultStore<AnyStore>;
 
 const LIMIT: usize = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,14 +32,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A server that echoes, with everything that a test looks at.
 struct Rig {
     server: Server,
-    layer: IdempotencyLayer<MemoryStore>,
-    store: MemoryStore,
+    layer: IdempotencyLayer<Store>,
+    store: Store,
     runs: Runs,
 }
 
 impl Rig {
     async fn start() -> Self {
-        let store = MemoryStore::new();
+        let store = FaultStore::new(store());
         let layer =
             IdempotencyLayer::new(store.clone(), SharedByAllCallers).request_body_limit(LIMIT);
         let runs = Runs::default();
@@ -74,11 +78,11 @@ impl Rig {
             .await
             .unwrap();
         assert_eq!(self.runs.get(), 0);
-        assert!(self.store.is_empty());
+        assert_eq!(self.store.count(Call::Claim), 0);
         let answer = self.exchange(request("k", "", "hello")).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert!(answer.ends_with("\r\n\r\nhello"), "{answer}");
-        assert_eq!((self.runs.get(), self.store.len()), (1, 1));
+        assert_eq!((self.runs.get(), self.store.count(Call::Complete)), (1, 1));
     }
 }
 
@@ -99,14 +103,14 @@ async fn an_endless_body_is_read_to_the_limit_and_no_further() {
     let chunk = Bytes::from(vec![b'x'; 1024]);
     let body = Script::endless(chunk);
     let polls = body.polls();
-    let store = MemoryStore::new();
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers).request_body_limit(LIMIT);
     let (service, runs) = handler(&layer, |_, _: Request<_>| created("done"));
     let answer = send(&service, post("k", "").map(|_: Full<Bytes>| body)).await;
     assert_refused(&answer, RejectionKind::RequestTooLarge);
     assert_eq!(polls.load(Ordering::SeqCst), LIMIT / 1024 + 1);
     assert_eq!((runs.get(), layer.in_flight().count()), (0, 0));
-    assert!(store.is_empty());
+    assert_eq!(store.count(Call::Claim), 0);
 }
 
 #[tokio::test]
@@ -222,7 +226,7 @@ async fn a_key_of_a_megabyte_or_a_thousand_fields_runs_nothing() {
     }
     rig.assert_untouched().await;
 
-    let store = MemoryStore::new();
+    let store = FaultStore::new(store());
     let (service, runs) = counting(&IdempotencyLayer::new(store.clone(), SharedByAllCallers));
     for key in [
         huge.clone(),
@@ -234,15 +238,12 @@ async fn a_key_of_a_megabyte_or_a_thousand_fields_runs_nothing() {
         request.headers_mut().insert("idempotency-key", key);
         assert_refused(&send(&service, request).await, RejectionKind::InvalidKey);
     }
-    assert_eq!((runs.get(), store.len()), (0, 0));
+    assert_eq!((runs.get(), store.count(Call::Claim)), (0, 0));
 }
 
 #[tokio::test]
 async fn a_request_with_as_many_fields_as_a_map_holds_is_protected_all_the_same() {
-    let (service, runs) = counting(&IdempotencyLayer::new(
-        MemoryStore::new(),
-        SharedByAllCallers,
-    ));
+    let (service, runs) = counting(&IdempotencyLayer::new(store(), SharedByAllCallers));
     let crowded = || {
         let mut request = post("k", "body");
         for number in 0..24_000 {
@@ -283,7 +284,7 @@ async fn two_requests_in_one_packet_run_once() {
     let answers = rig.exchange(format!("{first}{last}")).await;
     assert_eq!(answers.matches("HTTP/1.1 200").count(), 2, "{answers}");
     assert_eq!(answers.matches("idempotent-replayed: true").count(), 1);
-    assert_eq!((rig.runs.get(), rig.store.len()), (1, 1));
+    assert_eq!((rig.runs.get(), rig.store.count(Call::Complete)), (1, 1));
 }
 
 #[tokio::test]
@@ -355,10 +356,10 @@ proptest! {
             }
             request
         };
-        let store = MemoryStore::new();
+        let store = FaultStore::new(store());
         let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers).request_body_limit(limit);
         let (service, runs) = handler(&layer, |_, _: Request<_>| created("done"));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let [first, retry] = runtime.block_on(async {
             [send(&service, request()).await, send(&service, request()).await]
         });
@@ -366,12 +367,12 @@ proptest! {
             Some(Outcome::Rejected(kind)) => {
                 assert_refused(&first, kind);
                 prop_assert_eq!(&retry, &first);
-                prop_assert_eq!((runs.get(), store.len()), (0, 0));
+                prop_assert_eq!((runs.get(), store.count(Call::Claim)), (0, 0));
             }
             _ => {
                 assert_ran(&first, 1, true);
                 assert_replays(&first, &retry);
-                prop_assert_eq!((runs.get(), store.len()), (1, 1));
+                prop_assert_eq!((runs.get(), store.count(Call::Complete)), (1, 1));
             }
         }
         prop_assert_eq!(layer.in_flight().count(), 0);

@@ -14,15 +14,16 @@ use support::faults::{Call, Fault, FaultStore, yield_once};
 use support::scripted::{
     BoxError, Script, Step, answer, data, executed, handling, idle, let_run, ms, secs,
 };
+use support::stores::{answered, notice, store};
 use support::{Answer, Runs, read};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tower::{Service, ServiceExt};
-use tower_idempotency::store::MemoryStore;
+use tower_idempotency::store::AnyStore;
 use tower_idempotency::{
     ConflictPolicy, FailurePolicy, IdempotencyLayer, Outcome, ResponseBody, SharedByAllCallers,
 };
 
-type Layer = IdempotencyLayer<FaultStore<MemoryStore>>;
+type Layer = IdempotencyLayer<FaultStore<AnyStore>>;
 
 /// What a handler answers with.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -135,8 +136,8 @@ fn suspending(
     (service, runs)
 }
 
-fn layer() -> (FaultStore<MemoryStore>, Layer) {
-    let store = FaultStore::new(MemoryStore::new());
+fn layer() -> (FaultStore<AnyStore>, Layer) {
+    let store = FaultStore::new(store());
     for call in [
         Call::Claim,
         Call::Extend,
@@ -151,8 +152,11 @@ fn layer() -> (FaultStore<MemoryStore>, Layer) {
     (store, layer)
 }
 
+/// One step, and the answer to what it asked of the store.
 async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
-    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+    let polled = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
+    answered().await;
+    polled
 }
 
 #[tokio::test(start_paused = true)]
@@ -248,7 +252,7 @@ async fn an_answer_that_is_dropped_at_any_frame_is_on_record() {
 
 #[tokio::test(start_paused = true)]
 async fn a_waiter_that_is_dropped_at_any_point_leaves_no_claim_behind() {
-    for polls in 0..40 {
+    for polls in 0..50 {
         let (_, layer) = layer();
         let layer = layer.on_conflict(ConflictPolicy::Wait { at_most: secs(60) });
         let (mut service, runs) = suspending(&layer, Body::Known, [500, 201]);
@@ -262,6 +266,7 @@ async fn a_waiter_that_is_dropped_at_any_point_leaves_no_claim_behind() {
             if poll == 12 {
                 let first = first.as_mut().await.unwrap();
                 assert_eq!(first.status(), StatusCode::INTERNAL_SERVER_ERROR);
+                sleep(notice()).await;
             }
             if !ended {
                 ended = poll_once(waiter.as_mut()).await.is_ready();
@@ -278,7 +283,7 @@ async fn a_waiter_that_is_dropped_at_any_point_leaves_no_claim_behind() {
         assert_eq!(retry.is_replay(), ran == 2, "{polls}: {retry:?}");
         idle(&layer).await;
         assert_eq!(runs.get(), 2, "{polls}");
-        assert!(polls < 39 || ended);
+        assert!(polls < 49 || ended);
     }
 }
 
@@ -287,13 +292,14 @@ fn dropped_outside_of_a_runtime_its_lease_ends_and_the_policy_decides() {
     let runtime = || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            .start_paused(true)
             .build()
             .unwrap()
     };
-    for polls in 0..30 {
+    let mut left = Vec::new();
+    for polls in 0.. {
         let runtime = runtime();
         let (store, layer) = layer();
+        let layer = layer.lease(ms(300));
         let (mut service, runs) = suspending(&layer, Body::Known, [201, 201]);
         let mut dropped = {
             let ready = runtime.block_on(service.ready()).unwrap();
@@ -313,10 +319,19 @@ fn dropped_outside_of_a_runtime_its_lease_ends_and_the_policy_decides() {
         if ended {
             break;
         }
+        left.push((polls, runtime, store, layer, service, runs));
+    }
+    for (polls, runtime, store, layer, service, runs) in left {
         runtime.block_on(async {
             let (ran, claims) = (runs.get(), store.count(Call::Claim));
-            sleep(secs(31)).await;
-            let retry = read(service.clone().oneshot(request()).await.unwrap()).await;
+            let deadline = Instant::now() + secs(20);
+            let retry = loop {
+                let retry = read(service.clone().oneshot(request()).await.unwrap()).await;
+                if retry.status == StatusCode::CREATED || Instant::now() > deadline {
+                    break retry;
+                }
+                sleep(ms(5)).await;
+            };
             assert_eq!(retry.text(), "one two three", "{polls}: {retry:?}");
             if !retry.is_replay() {
                 assert_eq!(runs.get(), ran + 1);

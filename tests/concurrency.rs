@@ -1,5 +1,5 @@
-//! However many come at once, from however many threads, one runs; and different keys do
-//! not wait for each other.
+//! However many come at once, from however many threads and nodes, one runs; and different
+//! keys do not wait for each other.
 #![cfg(feature = "memory")]
 #![allow(clippy::unwrap_used)]
 
@@ -13,59 +13,68 @@ use std::time::Duration;
 use http::StatusCode;
 use support::faults::yield_once;
 use support::scripted::{
-    Script, Step, answer, data, executed, full, handling, idle, let_run, plan, secs, spawn,
+    Script, Step, answer, data, executed, full, handling, idle, let_run, plan_on, secs, spawn,
 };
+use support::stores::store_pair;
 use support::{Runs, post, read, send};
 use tokio::sync::Barrier;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::timeout;
 use tower::ServiceExt;
-use tower_idempotency::store::MemoryStore;
 use tower_idempotency::{
     ConflictPolicy, IdempotencyLayer, Outcome, RejectionKind, SharedByAllCallers,
 };
 
-fn layer() -> IdempotencyLayer<MemoryStore> {
-    IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
+/// Two nodes with the same records.
+fn nodes(conflict: ConflictPolicy) -> [IdempotencyLayer; 2] {
+    let (here, there) = store_pair();
+    [here, there]
+        .map(|store| IdempotencyLayer::new(store, SharedByAllCallers).on_conflict(conflict))
 }
 
-fn waiting() -> IdempotencyLayer<MemoryStore> {
-    layer().on_conflict(ConflictPolicy::Wait { at_most: secs(60) })
+const WAIT: ConflictPolicy = ConflictPolicy::Wait { at_most: secs(60) };
+
+fn in_flight(nodes: &[IdempotencyLayer; 2]) -> [usize; 2] {
+    nodes.each_ref().map(|node| node.in_flight().count())
 }
 
 #[tokio::test(start_paused = true)]
 async fn of_two_at_once_one_runs_and_the_other_is_told_to_come_again() {
-    let layer = layer();
-    let (service, runs) = plan(&layer, [(secs(5), 201)]);
-    let first = spawn(&service, "k").await;
-    let refused = send(&service, post("k", "charge 5")).await;
-    assert_eq!(refused.status, StatusCode::CONFLICT);
-    assert_eq!(refused.header("retry-after"), Some("1"));
-    assert_eq!(refused.code().as_deref(), Some("in-progress"));
-    let in_progress = Outcome::Rejected(RejectionKind::InProgress);
-    assert_eq!(refused.outcome, Some(in_progress));
-    assert!(!refused.is_replay());
-    // A different one is not told to wait for what it will never get.
-    let other = send(&service, post("k", "charge 6")).await;
-    assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY);
+    let nodes = nodes(ConflictPolicy::Reject);
+    let (services, runs) = plan_on(nodes.each_ref(), [(secs(5), 201)]);
+    let first = spawn(&services[0], "k").await;
+    for service in &services {
+        let refused = send(service, post("k", "charge 5")).await;
+        assert_eq!(refused.status, StatusCode::CONFLICT);
+        assert_eq!(refused.header("retry-after"), Some("1"));
+        assert_eq!(refused.code().as_deref(), Some("in-progress"));
+        let in_progress = Outcome::Rejected(RejectionKind::InProgress);
+        assert_eq!(refused.outcome, Some(in_progress));
+        assert!(!refused.is_replay());
+        // A different one is not told to wait for what it will never get.
+        let other = send(service, post("k", "charge 6")).await;
+        assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY);
+    }
     let first = first.await.unwrap();
     assert_eq!(first.status, StatusCode::CREATED);
     assert_eq!(first.outcome, executed(1, Some(true)));
-    let retry = send(&service, post("k", "charge 5")).await;
-    assert!(retry.is_replay());
-    assert_eq!(retry.body, first.body);
-    assert_eq!((runs.get(), layer.in_flight().count()), (1, 0));
+    for service in &services {
+        let retry = send(service, post("k", "charge 5")).await;
+        assert!(retry.is_replay());
+        assert_eq!(retry.body, first.body);
+    }
+    assert_eq!((runs.get(), in_flight(&nodes)), (1, [0, 0]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_hundred_at_once_get_one_answer() {
-    let layer = waiting();
-    let (service, runs) = plan(&layer, [(secs(5), 201)]);
+    let nodes = nodes(WAIT);
+    let (services, runs) = plan_on(nodes.each_ref(), [(secs(5), 201)]);
     let mut all = Vec::new();
-    for _ in 0..100 {
-        all.push(spawn(&service, "k").await);
+    for one in 0..100 {
+        all.push(spawn(&services[one % 2], "k").await);
     }
-    assert_eq!(layer.in_flight().count(), 100);
+    assert_eq!(in_flight(&nodes), [50, 50]);
     let mut replays = 0;
     for one in all {
         let answer = one.await.unwrap();
@@ -73,51 +82,54 @@ async fn a_hundred_at_once_get_one_answer() {
         assert_eq!(answer.text(), "run 1 attempt 1");
         replays += usize::from(answer.is_replay());
     }
-    assert_eq!((replays, runs.get(), layer.in_flight().count()), (99, 1, 0));
+    assert_eq!((replays, runs.get(), in_flight(&nodes)), (99, 1, [0, 0]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn different_keys_run_at_the_same_time() {
-    let layer = layer();
+    let nodes = nodes(ConflictPolicy::Reject);
     let all_run = Arc::new(Barrier::new(50));
-    let service = handling(&layer, move |_| {
+    let services = nodes.each_ref().map(|layer| {
         let all_run = all_run.clone();
-        async move {
-            all_run.wait().await;
-            full(201, "together")
-        }
+        handling(layer, move |_| {
+            let all_run = all_run.clone();
+            async move {
+                all_run.wait().await;
+                full(201, "together")
+            }
+        })
     });
     let mut requests = JoinSet::new();
     for key in 0..50 {
-        let service = service.clone();
+        let service = services[key % 2].clone();
         requests.spawn(async move { send(&service, post(&format!("k{key}"), "charge 5")).await });
     }
     let answers = timeout(secs(60), requests.join_all()).await.unwrap();
     for answer in answers {
         assert_eq!(answer.outcome, executed(1, Some(true)));
     }
-    assert_eq!(layer.in_flight().count(), 0);
+    assert_eq!(in_flight(&nodes), [0, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_race_over_threads_is_won_by_one() {
-    let layer = layer();
-    let runs: Arc<Vec<Runs>> = Arc::new((0..200).map(|_| Runs::default()).collect());
+async fn a_race_over_threads_and_nodes_is_won_by_one() {
+    let nodes = nodes(ConflictPolicy::Reject);
     for key in 0..200 {
-        let service = handling(&layer, {
+        let runs = Runs::default();
+        let services = nodes.each_ref().map(|layer| {
             let runs = runs.clone();
-            move |_| {
-                let run = runs[key].add();
+            handling(layer, move |_| {
+                let run = runs.add();
                 async move {
                     yield_now().await;
                     full(201, format!("run {run}"))
                 }
-            }
+            })
         });
         let start = Arc::new(Barrier::new(8));
         let mut racers = JoinSet::new();
-        for _ in 0..8 {
-            let (service, start) = (service.clone(), start.clone());
+        for racer in 0..8 {
+            let (service, start) = (services[racer % 2].clone(), start.clone());
             racers.spawn(async move {
                 start.wait().await;
                 send(&service, post(&format!("k{key}"), "charge 5")).await
@@ -131,45 +143,58 @@ async fn a_race_over_threads_is_won_by_one() {
             }
             ran += usize::from(answer.outcome == executed(1, Some(true)));
         }
-        assert_eq!((ran, runs[key].get()), (1, 1));
+        assert_eq!((ran, runs.get()), (1, 1));
     }
-    idle(&layer).await;
+    for node in &nodes {
+        idle(node).await;
+    }
+}
+
+/// Sixteen at once, until a run succeeds: the fifth one.
+async fn failures_are_followed_by_one_at_a_time(nodes: [IdempotencyLayer; 2], key: String) {
+    let live = Arc::new(AtomicUsize::new(0));
+    let runs = Runs::default();
+    let services = nodes.each_ref().map(|layer| {
+        let (live, runs) = (live.clone(), runs.clone());
+        handling(layer, move |operation| {
+            let run = runs.add();
+            assert_eq!(operation.unwrap().attempt(), run as u64);
+            assert_eq!(live.fetch_add(1, Ordering::SeqCst), 0, "two at a time");
+            let live = live.clone();
+            async move {
+                yield_now().await;
+                live.fetch_sub(1, Ordering::SeqCst);
+                full(if run < 5 { 503 } else { 201 }, format!("run {run}"))
+            }
+        })
+    });
+    let mut requests = JoinSet::new();
+    for request in 0..16 {
+        let (service, key) = (services[request % 2].clone(), key.clone());
+        requests.spawn(async move { send(&service, post(&key, "charge 5")).await });
+    }
+    let answers = requests.join_all().await;
+    let failed = answers.iter().filter(|answer| answer.status == 503).count();
+    let replays = answers.iter().filter(|answer| answer.is_replay()).count();
+    assert_eq!((failed, replays), (4, 11));
+    let bodies: HashSet<_> = answers.iter().map(|answer| answer.body.clone()).collect();
+    assert_eq!((bodies.len(), runs.get()), (5, 5));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn runs_that_fail_are_followed_by_one_at_a_time() {
-    let layer = waiting();
+    let nodes = nodes(WAIT);
+    let mut keys = JoinSet::new();
     for key in 0..50 {
-        let key = format!("k{key}");
-        let live = Arc::new(AtomicUsize::new(0));
-        let runs = Runs::default();
-        let service = handling(&layer, {
-            let (live, runs) = (live.clone(), runs.clone());
-            move |operation| {
-                let run = runs.add();
-                assert_eq!(operation.unwrap().attempt(), run as u64);
-                assert_eq!(live.fetch_add(1, Ordering::SeqCst), 0, "two at a time");
-                let live = live.clone();
-                async move {
-                    yield_now().await;
-                    live.fetch_sub(1, Ordering::SeqCst);
-                    full(if run < 5 { 503 } else { 201 }, format!("run {run}"))
-                }
-            }
-        });
-        let mut requests = JoinSet::new();
-        for _ in 0..16 {
-            let (service, key) = (service.clone(), key.clone());
-            requests.spawn(async move { send(&service, post(&key, "charge 5")).await });
-        }
-        let answers = requests.join_all().await;
-        let failed = answers.iter().filter(|answer| answer.status == 503).count();
-        let replays = answers.iter().filter(|answer| answer.is_replay()).count();
-        assert_eq!((failed, replays), (4, 11));
-        let bodies: HashSet<_> = answers.iter().map(|answer| answer.body.clone()).collect();
-        assert_eq!((bodies.len(), runs.get()), (5, 5));
+        keys.spawn(failures_are_followed_by_one_at_a_time(
+            nodes.clone(),
+            format!("k{key}"),
+        ));
     }
-    idle(&layer).await;
+    keys.join_all().await;
+    for node in &nodes {
+        idle(node).await;
+    }
 }
 
 /// Numbers that look random, the same in every run of the test.
@@ -182,18 +207,15 @@ fn scattered(seed: usize) -> impl Iterator<Item = usize> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn clients_that_leave_at_any_moment_leave_one_run_each() {
-    for conflict in [
-        ConflictPolicy::Reject,
-        ConflictPolicy::Wait { at_most: secs(60) },
-    ] {
+    for conflict in [ConflictPolicy::Reject, WAIT] {
         for streamed in [false, true] {
-            let layer = layer().on_conflict(conflict);
+            let nodes = nodes(conflict);
             let runs: Arc<Vec<Runs>> = Arc::new((0..200).map(|_| Runs::default()).collect());
             let mut keys = JoinSet::new();
             for key in 0..200 {
-                let service = handling(&layer, {
+                let services = nodes.each_ref().map(|layer| {
                     let runs = runs.clone();
-                    move |_| {
+                    handling(layer, move |_| {
                         let run = runs[key].add();
                         async move {
                             for _ in 0..3 {
@@ -208,13 +230,13 @@ async fn clients_that_leave_at_any_moment_leave_one_run_each() {
                             answer.headers_mut().insert("x-run", run.into());
                             answer
                         }
-                    }
+                    })
                 });
                 keys.spawn(async move {
                     for polls in scattered(key).take(12) {
                         let request = post(&format!("k{key}"), "charge 5");
                         let leaving = tokio::spawn({
-                            let response = service.clone().oneshot(request);
+                            let response = services[polls % 2].clone().oneshot(request);
                             async move { read(response.await.unwrap()).await }
                         });
                         for _ in 0..polls % 12 {
@@ -225,7 +247,7 @@ async fn clients_that_leave_at_any_moment_leave_one_run_each() {
                     let deadline = tokio::time::Instant::now() + secs(30);
                     loop {
                         let request = post(&format!("k{key}"), "charge 5");
-                        let retry = service.clone().oneshot(request).await.unwrap();
+                        let retry = services[key % 2].clone().oneshot(request).await.unwrap();
                         let retry = read(retry).await;
                         if retry.status == StatusCode::CREATED {
                             assert_eq!(retry.header("x-run"), Some("1"));
@@ -239,7 +261,9 @@ async fn clients_that_leave_at_any_moment_leave_one_run_each() {
                 });
             }
             keys.join_all().await;
-            timeout(secs(30), layer.in_flight().idle()).await.unwrap();
+            for node in &nodes {
+                timeout(secs(30), node.in_flight().idle()).await.unwrap();
+            }
             assert!(runs.iter().all(|runs| runs.get() == 1));
             let_run().await;
         }

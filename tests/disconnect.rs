@@ -1,4 +1,5 @@
-//! A client that leaves, wherever it leaves, finds its answer when it comes back.
+//! A client that leaves, wherever it leaves, finds its answer when it comes back, to whatever
+//! node.
 #![cfg(feature = "memory")]
 #![allow(clippy::unwrap_used)]
 
@@ -19,10 +20,11 @@ use http::StatusCode;
 use support::faults::{Call, Fault, FaultStore};
 use support::gates::{Gate, Witness, gated, until};
 use support::server::Server;
+use support::stores::{store, store_pair};
 use support::wire::{Http1, Http2, http1_post, next, reset};
 use support::{Answer, Runs};
 use tower::{Layer, ServiceExt};
-use tower_idempotency::store::MemoryStore;
+use tower_idempotency::store::AnyStore;
 use tower_idempotency::{ConflictPolicy, IdempotencyLayer, InFlight, SharedByAllCallers};
 
 /// How a client leaves.
@@ -119,9 +121,11 @@ impl Client {
     }
 }
 
+/// Two nodes with the same records: the one that clients leave, and one they come back to.
 struct Api {
     server: Server,
-    store: FaultStore<MemoryStore>,
+    another: Server,
+    store: FaultStore<AnyStore>,
     in_flight: InFlight,
     runs: Runs,
     gate: Gate,
@@ -137,10 +141,11 @@ impl Api {
 
     async fn start_with(
         options: impl FnOnce(
-            IdempotencyLayer<FaultStore<MemoryStore>>,
-        ) -> IdempotencyLayer<FaultStore<MemoryStore>>,
+            IdempotencyLayer<FaultStore<AnyStore>>,
+        ) -> IdempotencyLayer<FaultStore<AnyStore>>,
     ) -> Self {
-        let store = FaultStore::new(MemoryStore::new());
+        let (here, there) = store_pair();
+        let store = FaultStore::new(here);
         let layer = options(IdempotencyLayer::new(store.clone(), SharedByAllCallers));
         let (runs, gate, witness) = (Runs::default(), Gate::default(), Witness::default());
         let held = {
@@ -167,14 +172,18 @@ impl Api {
                 gated(&gate, PARTS)
             }
         };
-        let app = Router::new()
+        let routes = Router::new()
             .route("/held", post(held))
             .route("/panics", post(panics))
-            .route("/streamed", post(streamed))
+            .route("/streamed", post(streamed));
+        let app = routes
+            .clone()
             .route_layer(layer.clone())
             .route("/ping", post(async || "pong"));
+        let another = IdempotencyLayer::new(there, SharedByAllCallers);
         Self {
             server: Server::start(witness.around(app)).await,
+            another: Server::start(routes.route_layer(another)).await,
             in_flight: layer.in_flight(),
             store,
             runs,
@@ -188,7 +197,7 @@ impl Api {
     }
 
     async fn retry(&self, path: &str) -> Answer {
-        let mut client = Http1::connect(self.server.addr).await;
+        let mut client = Http1::connect(self.another.addr).await;
         client.post(path, "k", "charge 5").await
     }
 }
@@ -374,7 +383,7 @@ async fn a_shutdown_waits_for_the_exchanges_that_clients_have_left() {
 
 #[tokio::test]
 async fn an_answer_whose_body_is_never_polled_is_recorded_whole() {
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+    let layer = IdempotencyLayer::new(store(), SharedByAllCallers);
     let (runs, gate) = (Runs::default(), Gate::default());
     let service = layer.layer(tower::service_fn({
         let (runs, gate) = (runs.clone(), gate.clone());

@@ -11,8 +11,8 @@ use http::StatusCode;
 use support::Runs;
 use support::gates::Gate;
 use support::server::Server;
+use support::stores::store;
 use support::wire::Http1;
-use tower_idempotency::store::MemoryStore;
 use tower_idempotency::{IdempotencyLayer, by_trusted_header};
 
 struct Api {
@@ -23,7 +23,7 @@ struct Api {
 
 impl Api {
     async fn start() -> Self {
-        let layer = IdempotencyLayer::new(MemoryStore::new(), by_trusted_header("x-account"))
+        let layer = IdempotencyLayer::new(store(), by_trusted_header("x-account"))
             .require_key(true)
             .request_body_limit(100)
             .max_in_flight(1);

@@ -4,16 +4,17 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use support::pieces::{Script, Step, assert_refused, assert_replays};
+use support::stores::{assert_kept, store};
 use support::{post, read};
 use tokio::time::advance;
 use tower::{Layer, ServiceExt};
-use tower_idempotency::store::{KeyStore, MemoryStore, Phase, Record};
+use tower_idempotency::store::{AnyStore, KeyStore, MemoryStore, Phase, Record};
 use tower_idempotency::{
     FailurePolicy, IdempotencyKey, IdempotencyLayer, Outcome, RecordId, RejectionKind, RequestBody,
     Scope, scope_fn,
@@ -75,13 +76,13 @@ enum Seen {
 
 /// A service that fails at first, and its runs.
 struct Failing {
-    layer: IdempotencyLayer<MemoryStore>,
+    layer: IdempotencyLayer,
     failure: Failure,
     runs: support::Runs,
 }
 
 impl Failing {
-    fn new(failure: Failure, policy: FailurePolicy, store: &MemoryStore) -> Self {
+    fn new(failure: Failure, policy: FailurePolicy, store: &AnyStore) -> Self {
         let scope = scope_fn(|_| Some(Scope::new("account")));
         Self {
             layer: IdempotencyLayer::new(store.clone(), scope).on_failure(policy),
@@ -159,7 +160,7 @@ fn record() -> RecordId {
 #[tokio::test(start_paused = true)]
 async fn run_again_lets_the_same_request_run_again_after_every_failure() {
     for failure in FAILURES {
-        let service = Failing::new(failure, FailurePolicy::RunAgain, &MemoryStore::new());
+        let service = Failing::new(failure, FailurePolicy::RunAgain, &store());
         service.fail().await;
         let other = service.answer("charge 6").await;
         assert_refused(&other, RejectionKind::KeyReused);
@@ -177,7 +178,7 @@ async fn run_again_lets_the_same_request_run_again_after_every_failure() {
 #[tokio::test(start_paused = true)]
 async fn replay_keeps_an_answer_that_was_given_and_seals_where_there_was_none() {
     for failure in FAILURES {
-        let service = Failing::new(failure, FailurePolicy::Replay, &MemoryStore::new());
+        let service = Failing::new(failure, FailurePolicy::Replay, &store());
         let first = service.fail().await;
         for _ in 0..2 {
             let retry = service.answer("charge 5").await;
@@ -195,7 +196,7 @@ async fn replay_keeps_an_answer_that_was_given_and_seals_where_there_was_none() 
 #[tokio::test(start_paused = true)]
 async fn refuse_seals_after_every_failure_until_someone_resolves_it() {
     for failure in FAILURES {
-        let store = MemoryStore::new();
+        let store = store();
         let service = Failing::new(failure, FailurePolicy::Refuse, &store);
         service.fail().await;
         for _ in 0..2 {
@@ -221,28 +222,49 @@ async fn refuse_seals_after_every_failure_until_someone_resolves_it() {
     }
 }
 
+/// A sealed key that is free again is so for any request.
+async fn assert_free(service: &Failing) {
+    let other = service.answer("charge 6").await;
+    assert_eq!(other.text(), "done at last");
+    let first_attempt = Some(Outcome::Executed {
+        attempt: 1,
+        stored: Some(true),
+    });
+    assert_eq!(other.outcome, first_attempt);
+    assert_eq!(service.runs.get(), 2);
+}
+
+#[tokio::test]
+async fn a_sealed_key_is_free_again_once_it_is_forgotten() {
+    let store = store();
+    let service = Failing::new(Failure::Panic, FailurePolicy::Refuse, &store);
+    service.fail().await;
+    store.forget(&record()).await.unwrap();
+    assert_free(&service).await;
+}
+
+#[tokio::test]
+async fn a_sealed_key_is_kept_as_long_as_an_answer() {
+    let store = store();
+    let kept = Duration::from_secs(60);
+    let mut service = Failing::new(Failure::Panic, FailurePolicy::Refuse, &store);
+    service.layer = service.layer.retention(kept);
+    let since = Instant::now();
+    service.fail().await;
+    let snapshot = store.lookup(&record()).await.unwrap();
+    assert_eq!(snapshot.as_ref().unwrap().phase, Phase::Sealed);
+    assert_kept(snapshot, kept, since);
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_sealed_key_is_free_again_once_it_is_forgotten_or_retention_ends() {
-    for forgotten in [true, false] {
-        let store = MemoryStore::new();
-        let mut service = Failing::new(Failure::Panic, FailurePolicy::Refuse, &store);
-        service.layer = service.layer.retention(Duration::from_secs(60));
-        service.fail().await;
-        if forgotten {
-            store.forget(&record()).await.unwrap();
-        } else {
-            advance(Duration::from_millis(59_999)).await;
-            let retry = service.answer("charge 5").await;
-            assert_refused(&retry, RejectionKind::OutcomeUnknown);
-            advance(Duration::from_millis(1)).await;
-        }
-        let other = service.answer("charge 6").await;
-        assert_eq!(other.text(), "done at last");
-        let first_attempt = Some(Outcome::Executed {
-            attempt: 1,
-            stored: Some(true),
-        });
-        assert_eq!(other.outcome, first_attempt);
-        assert_eq!(service.runs.get(), 2);
-    }
+async fn a_sealed_key_is_free_again_once_retention_ends() {
+    let store = AnyStore::new(MemoryStore::new());
+    let mut service = Failing::new(Failure::Panic, FailurePolicy::Refuse, &store);
+    service.layer = service.layer.retention(Duration::from_secs(60));
+    service.fail().await;
+    advance(Duration::from_millis(59_999)).await;
+    let retry = service.answer("charge 5").await;
+    assert_refused(&retry, RejectionKind::OutcomeUnknown);
+    advance(Duration::from_millis(1)).await;
+    assert_free(&service).await;
 }

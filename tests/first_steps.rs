@@ -5,13 +5,13 @@
 mod support;
 
 use http::StatusCode;
+use support::stores::store;
 use support::{counting, post, send};
-use tower_idempotency::store::MemoryStore;
 use tower_idempotency::{IdempotencyLayer, Outcome, SharedByAllCallers};
 
 #[tokio::test]
 async fn a_retry_gets_the_recorded_answer() {
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+    let layer = IdempotencyLayer::new(store(), SharedByAllCallers);
     let (service, runs) = counting(&layer);
 
     let first = send(&service, post("k", "charge 5")).await;
@@ -38,7 +38,7 @@ async fn a_retry_gets_the_recorded_answer() {
 
 #[tokio::test]
 async fn another_request_under_the_key_is_refused_and_changes_nothing() {
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+    let layer = IdempotencyLayer::new(store(), SharedByAllCallers);
     let (service, runs) = counting(&layer);
 
     send(&service, post("k", "charge 5")).await;
@@ -51,7 +51,7 @@ async fn another_request_under_the_key_is_refused_and_changes_nothing() {
 
 #[tokio::test]
 async fn a_request_without_a_key_is_left_alone() {
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+    let layer = IdempotencyLayer::new(store(), SharedByAllCallers);
     let (service, runs) = counting(&layer);
 
     for run in 1..=2 {

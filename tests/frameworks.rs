@@ -20,18 +20,18 @@ use serde_json::{Value, json};
 use support::faults::{Call, FaultStore};
 use support::gates::until;
 use support::server::Server;
+use support::stores::store;
 use support::wire::{Http1, Http2};
 use support::{Answer, Runs, post as request, send};
 use tokio::net::TcpListener;
 use tower::{Layer, Service};
-use tower_idempotency::store::MemoryStore;
 use tower_idempotency::{
     IdempotencyLayer, InFlight, Operation, RequestBody, RequestDigest, ResponseBody,
     SharedByAllCallers,
 };
 
-fn layer() -> IdempotencyLayer<MemoryStore> {
-    IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
+fn layer() -> IdempotencyLayer {
+    IdempotencyLayer::new(store(), SharedByAllCallers)
 }
 
 /// A handler that counts its runs.
@@ -192,7 +192,7 @@ async fn it_stands_in_the_state_of_an_application_without_its_store_in_the_type(
 async fn an_unknown_path_is_recorded_under_layer_and_not_under_route_layer() {
     let runs = Runs::default();
     for (around_everything, claims) in [(true, 1), (false, 0)] {
-        let store = FaultStore::new(MemoryStore::new());
+        let store = FaultStore::new(store());
         let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers);
         let app = Router::new().route("/things", counting(&runs));
         let app = if around_everything {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, response};
 use support::Runs;
 use support::gates::until;
+use support::stores::store;
 use support::wire::{Http2, read};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -25,7 +26,6 @@ use tonic_health::pb::health_check_response::ServingStatus as Served;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::server::{HealthReporter, health_reporter};
 use tower::Layer;
-use tower_idempotency::store::MemoryStore;
 use tower_idempotency::{
     FinalAnswers, IdempotencyLayer, Operation, RecordPolicy, SharedByAllCallers, Verdict,
     rejection_fn,
@@ -50,8 +50,8 @@ fn health(runs: &Runs, unavailable: usize) -> (HealthReporter, Routes) {
     (reporter, routes.routes())
 }
 
-fn layer() -> IdempotencyLayer<MemoryStore> {
-    IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
+fn layer() -> IdempotencyLayer {
+    IdempotencyLayer::new(store(), SharedByAllCallers)
 }
 
 async fn listen() -> (SocketAddr, TcpListenerStream) {
@@ -63,7 +63,7 @@ async fn listen() -> (SocketAddr, TcpListenerStream) {
 }
 
 /// tonic's own server, with the layer around all of its services.
-async fn serve(layer: IdempotencyLayer<MemoryStore>, routes: Routes) -> SocketAddr {
+async fn serve(layer: IdempotencyLayer, routes: Routes) -> SocketAddr {
     let (addr, incoming) = listen().await;
     let server = Server::builder().layer(layer).add_routes(routes);
     tokio::spawn(server.serve_with_incoming(incoming));

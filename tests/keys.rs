@@ -7,9 +7,10 @@ mod support;
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode};
 use http_body_util::Full;
+use support::faults::{Call, FaultStore};
 use support::pieces::{assert_ran, assert_refused, assert_replays, handler, panic_of};
+use support::stores::store;
 use support::{counting, created, post, send};
-use tower_idempotency::store::MemoryStore;
 use tower_idempotency::{
     HeaderKey, IdempotencyKey, IdempotencyLayer, InvalidKey, KeyExtractor, Operation,
     RejectionKind, SharedByAllCallers, by_trusted_header, key_fn,
@@ -36,7 +37,7 @@ fn with_lines(lines: &[&str]) -> Request<Full<Bytes>> {
 
 /// Sends one spelling, then the other: the handler must run once.
 async fn assert_same(one: &[u8], other: &[u8]) {
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+    let layer = IdempotencyLayer::new(store(), SharedByAllCallers);
     let (service, runs) = counting(&layer);
     let first = send(&service, with_key(one)).await;
     assert_eq!(first.status, StatusCode::CREATED, "{one:?}");
@@ -49,13 +50,13 @@ async fn assert_same(one: &[u8], other: &[u8]) {
 
 async fn assert_invalid(value: &[u8]) {
     for required in [false, true] {
-        let store = MemoryStore::new();
+        let store = FaultStore::new(store());
         let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers).require_key(required);
         let (service, runs) = counting(&layer);
         let answer = send(&service, with_key(value)).await;
         assert_refused(&answer, RejectionKind::InvalidKey);
         assert_eq!(runs.get(), 0, "{value:?}");
-        assert!(store.is_empty());
+        assert_eq!(store.count(Call::Claim), 0);
         assert_eq!(layer.in_flight().count(), 0);
     }
 }
@@ -97,7 +98,7 @@ async fn keys_in_common_use_pass_bare_and_quoted() {
 
 #[tokio::test]
 async fn only_letter_case_or_one_more_byte_makes_another_key() {
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+    let layer = IdempotencyLayer::new(store(), SharedByAllCallers);
     let (service, runs) = counting(&layer);
     let keys = ["k", "K", "kk", "\"k \"", "\" k\"", "'k'", "k-"];
     for (before, key) in keys.iter().enumerate() {
@@ -118,7 +119,7 @@ async fn a_quoted_key_may_hold_what_a_bare_one_may_not() {
         (r#""\"\"""#, "\"\""),
         (r#""\\""#, "\\"),
     ] {
-        let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+        let layer = IdempotencyLayer::new(store(), SharedByAllCallers);
         let (service, runs) = handler(&layer, |_, request: Request<_>| {
             let operation: &Operation = request.extensions().get().unwrap();
             created(operation.key().as_str().to_owned())
@@ -221,19 +222,19 @@ async fn more_than_one_line_is_refused_even_if_they_are_equal() {
         &["", "k"],
         &["k", "k", "k"],
     ] {
-        let store = MemoryStore::new();
+        let store = FaultStore::new(store());
         let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers);
         let (service, runs) = counting(&layer);
         let answer = send(&service, with_lines(lines)).await;
         assert_refused(&answer, RejectionKind::InvalidKey);
         assert_eq!(runs.get(), 0, "{lines:?}");
-        assert!(store.is_empty());
+        assert_eq!(store.count(Call::Claim), 0);
     }
 }
 
 #[tokio::test]
 async fn an_absent_key_runs_unless_it_is_required_and_a_bad_one_is_not_called_absent() {
-    let store = MemoryStore::new();
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers);
     let (service, runs) = counting(&layer);
     for run in 1..=2 {
@@ -243,7 +244,7 @@ async fn an_absent_key_runs_unless_it_is_required_and_a_bad_one_is_not_called_ab
         assert_eq!(answer.header("idempotent-replayed"), None);
     }
     assert_eq!(runs.get(), 2);
-    assert!(store.is_empty());
+    assert_eq!(store.count(Call::Claim), 0);
 
     let (service, runs) = counting(&layer.require_key(true));
     let answer = send(&service, with_lines(&[])).await;
@@ -251,13 +252,13 @@ async fn an_absent_key_runs_unless_it_is_required_and_a_bad_one_is_not_called_ab
     let answer = send(&service, with_lines(&[""])).await;
     assert_refused(&answer, RejectionKind::InvalidKey);
     assert_eq!(runs.get(), 0);
-    assert!(store.is_empty());
+    assert_eq!(store.count(Call::Claim), 0);
 }
 
 #[tokio::test]
 async fn another_header_stands_alone() {
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
-        .key(HeaderKey::named("X-Request-Key"));
+    let layer =
+        IdempotencyLayer::new(store(), SharedByAllCallers).key(HeaderKey::named("X-Request-Key"));
     let (service, runs) = counting(&layer);
     // The default header is no key then, not even a bad one.
     for run in 1..=2 {
@@ -309,7 +310,7 @@ async fn a_closure_may_find_the_key() {
             .map(IdempotencyKey::try_from)
             .transpose()
     });
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers).key(by_event);
+    let layer = IdempotencyLayer::new(store(), SharedByAllCallers).key(by_event);
     let (service, runs) = counting(&layer);
     let event = |id: &'static str| {
         let mut request = with_lines(&[]);
@@ -351,7 +352,7 @@ impl KeyExtractor for HeaderOrBody {
 
 #[tokio::test]
 async fn a_key_may_stand_in_the_body_and_the_header_comes_first() {
-    let store = MemoryStore::new();
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers).key(HeaderOrBody);
     let echo = |_: usize, request: Request<_>| created(format!("{}", request.uri()));
     let (service, runs) = handler(&layer, echo);
@@ -366,13 +367,13 @@ async fn a_key_may_stand_in_the_body_and_the_header_comes_first() {
     assert_replays(&first, &send(&service, in_body("k1|pay")).await);
     // The key `0` of the header counts, whatever the body says.
     assert_ran(&send(&service, post("0", "k1|pay")).await, 1, true);
-    assert_eq!((runs.get(), store.len()), (2, 2));
+    assert_eq!((runs.get(), store.count(Call::Complete)), (2, 2));
 
     // No key anywhere: it runs, unprotected, as often as it comes.
     for _ in 0..2 {
         assert_eq!(send(&service, in_body("pay")).await.outcome, None);
     }
-    assert_eq!((runs.get(), store.len()), (4, 2));
+    assert_eq!((runs.get(), store.count(Call::Complete)), (4, 2));
     let answer = send(&service, in_body("|pay")).await;
     assert_refused(&answer, RejectionKind::InvalidKey);
 

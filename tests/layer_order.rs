@@ -20,6 +20,7 @@ use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use support::faults::{Call, FaultStore};
 use support::gates::{Gate, gated};
+use support::stores::store;
 use support::{Answer, Runs, send};
 use tower::{Layer, ServiceBuilder};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -32,15 +33,15 @@ use tower_http::request_id::{
 };
 use tower_http::timeout::RequestBodyTimeoutLayer;
 use tower_http::trace::TraceLayer;
-use tower_idempotency::store::MemoryStore;
+use tower_idempotency::store::AnyStore;
 use tower_idempotency::{
     FailurePolicy, IdempotencyLayer, Outcome, RejectionKind, SharedByAllCallers, header,
 };
 
-type Store = FaultStore<MemoryStore>;
+type Store = FaultStore<AnyStore>;
 
 fn layer() -> (IdempotencyLayer<Store>, Store) {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     (
         IdempotencyLayer::new(store.clone(), SharedByAllCallers),
         store,

@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use http::{Request, StatusCode};
 use support::faults::{Call, Fault, FaultStore};
+use support::gates::Gate;
 use support::scripted::variant::{But, Variant};
 use support::scripted::{
-    Script, Seen, Step, dead_run, executed, full, handling, idle, let_run, ms, plan, secs, spawn,
+    Planned, Script, Seen, Step, dead_run, executed, full, handling, idle, let_run, ms, plan,
+    plan_on, secs, spawn,
 };
+use support::stores::{assert_passed, once_not, store, store_pair};
 use support::{Runs, post, send};
 use tokio::time::{Instant, sleep};
 use tower::{Layer, ServiceExt};
@@ -25,7 +28,7 @@ fn layer<K: KeyStore>(store: K) -> IdempotencyLayer<K> {
 
 #[tokio::test(start_paused = true)]
 async fn the_lease_is_renewed_at_a_third_for_as_long_as_the_handler_runs() {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     let layer = layer(store.clone());
     let (service, runs) = plan(&layer, [(secs(305), 201)]);
     let first = spawn(&service, "k").await;
@@ -55,7 +58,7 @@ async fn renewal_survives_a_renewal_that_fails() {
         Fault::AppliedLate(secs(15)),
         Fault::Slow(secs(1)),
     ] {
-        let store = FaultStore::new(MemoryStore::new());
+        let store = FaultStore::new(store());
         let layer = layer(store.clone());
         let (service, runs) = plan(&layer, [(secs(200), 201)]);
         let first = spawn(&service, "k").await;
@@ -111,7 +114,7 @@ async fn the_lease_holds_though_the_answer_to_the_claim_took_its_time() {
 #[tokio::test(start_paused = true)]
 async fn renewal_ends_with_the_handler_however_it_ends() {
     for end in ["answers", "fails", "errs", "panics", "left, then answers"] {
-        let store = FaultStore::new(MemoryStore::new());
+        let store = FaultStore::new(store());
         let layer = layer(store.clone());
         let service = layer.layer(tower::service_fn(move |_: Request<_>| async move {
             sleep(secs(25)).await;
@@ -165,7 +168,7 @@ async fn renewal_ends_at_max_hold_and_the_handler_goes_on() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_does_not_end_is_recorded_without_its_body_at_max_hold() {
-    let holding = layer(MemoryStore::new()).max_hold(secs(60));
+    let holding = layer(store()).max_hold(secs(60));
     let runs = Runs::default();
     let service = handling(&holding, {
         let runs = runs.clone();
@@ -199,30 +202,108 @@ async fn a_stream_that_does_not_end_is_recorded_without_its_body_at_max_hold() {
     assert_eq!((runs.get(), holding.in_flight().count()), (1, 0));
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_key_of_a_dead_run_is_closed_to_other_requests_until_retention_ends() {
-    let store = MemoryStore::new();
-    dead_run(store.clone(), |layer| layer.retention(secs(100)), "k").await;
-    let (service, runs) = plan(&layer(store), [(Duration::ZERO, 201)]);
-    for at in [0, 29, 30, 31, 100] {
-        let other = send(&service, post("k", "charge 6")).await;
-        assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY, "{at}");
-        assert_eq!(other.code().as_deref(), Some("key-reused"));
-        sleep(secs(if at == 100 { 0 } else { 1 })).await;
-        if at == 0 {
-            sleep(secs(28)).await;
+/// Runs that wait at the gate, and then answer with their attempt.
+fn held<K: KeyStore>(layer: &IdempotencyLayer<K>, gate: &Gate) -> Planned {
+    let gate = gate.clone();
+    Planned::new(handling(layer, move |operation: Option<Operation>| {
+        let gate = gate.clone();
+        async move {
+            gate.pass().await;
+            full(201, format!("attempt {}", operation.unwrap().attempt()))
         }
-        if at == 31 {
-            sleep(secs(68)).await;
-        }
+    }))
+}
+
+#[tokio::test]
+async fn a_key_is_held_for_longer_than_its_lease_while_the_handler_runs() {
+    let (here, there) = store_pair();
+    let lease = secs(2);
+    let gate = Gate::default();
+    let here = layer(here).lease(lease);
+    let running = held(&here, &gate);
+    let (elsewhere, runs) = plan(&layer(there), [(Duration::ZERO, 201)]);
+    let first = spawn(&running, "k").await;
+    let began = Instant::now();
+    while began.elapsed() < lease + ms(500) {
+        let retry = send(&elsewhere, post("k", "charge 5")).await;
+        assert_eq!(retry.status, StatusCode::CONFLICT, "{:?}", began.elapsed());
+        sleep(ms(50)).await;
     }
-    sleep(ms(29_999)).await;
-    let other = send(&service, post("k", "charge 6")).await;
-    assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY);
-    sleep(ms(1)).await;
-    let other = send(&service, post("k", "charge 6")).await;
+    gate.open(1);
+    assert_eq!(first.await.unwrap().outcome, executed(1, Some(true)));
+    let retry = send(&elsewhere, post("k", "charge 5")).await;
+    assert_eq!((retry.text(), retry.is_replay()), ("attempt 1", true));
+    assert_eq!((runs.get(), here.in_flight().count()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_key_that_was_held_for_too_long_goes_to_another_node() {
+    let (here, there) = store_pair();
+    let (gate, open) = (Gate::default(), Gate::default());
+    open.open_for_all();
+    let here = layer(here).lease(ms(500)).max_hold(ms(300));
+    let running = held(&here, &gate);
+    let elsewhere = held(&layer(there), &open);
+    let began = std::time::Instant::now();
+    let first = spawn(&running, "k").await;
+    let ask = async || send(&elsewhere, post("k", "charge 5")).await;
+    let second = once_not(StatusCode::CONFLICT, ask).await;
+    assert_passed(ms(500), began);
+    assert_eq!(second.text(), "attempt 2");
+    assert_eq!(second.outcome, executed(2, Some(true)));
+    gate.open(1);
+    let first = first.await.unwrap();
+    assert_eq!(first.text(), "attempt 1");
+    assert_eq!(first.outcome, executed(1, Some(false)));
+    let retry = send(&running, post("k", "charge 5")).await;
+    assert_eq!((retry.text(), retry.is_replay()), ("attempt 2", true));
+    assert_eq!(here.in_flight().count(), 0);
+}
+
+#[tokio::test]
+async fn the_key_of_a_dead_run_is_closed_to_other_requests_until_retention_ends() {
+    let (dead, store) = store_pair();
+    let dying = |layer: IdempotencyLayer<_>| layer.lease(ms(500)).retention(ms(300));
+    let began = std::time::Instant::now();
+    dead_run(dead, dying, "k").await;
+    let (service, runs) = plan(&layer(store), [(Duration::ZERO, 201)]);
+    let ask = async || {
+        let other = send(&service, post("k", "charge 6")).await;
+        let is_closed = other.code().as_deref() == Some("key-reused");
+        assert!(
+            is_closed || other.status == StatusCode::CREATED,
+            "{other:?}"
+        );
+        other
+    };
+    let other = once_not(StatusCode::UNPROCESSABLE_ENTITY, ask).await;
+    assert_passed(ms(800), began);
     assert_eq!(other.text(), "run 1 attempt 1");
     assert_eq!(runs.get(), 1);
+}
+
+#[tokio::test]
+async fn once_retention_has_ended_the_key_is_free_and_attempts_start_again() {
+    let (here, there) = store_pair();
+    let nodes = [here, there].map(|store| layer(store).retention(ms(300)));
+    let no_time = Duration::ZERO;
+    let ([here, there], runs) = plan_on(nodes.each_ref(), [(no_time, 500), (no_time, 201)]);
+    let mut asked = std::time::Instant::now();
+    let failed = send(&here, post("k", "charge 5")).await;
+    assert_eq!(failed.text(), "run 1 attempt 1");
+    // After a run that failed, and after one that is on record.
+    for (run, next) in [(2, "charge 6"), (3, "charge 7")] {
+        let since = asked;
+        let ask = async || {
+            asked = std::time::Instant::now();
+            send(&there, post("k", next)).await
+        };
+        let free = once_not(StatusCode::UNPROCESSABLE_ENTITY, ask).await;
+        assert_passed(ms(300), since);
+        assert_eq!(free.text(), format!("run {run} attempt 1"));
+        assert_eq!(free.outcome, executed(1, Some(true)));
+    }
+    assert_eq!(runs.get(), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -245,7 +326,7 @@ async fn retention_ends_to_the_millisecond_and_attempts_start_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_run_that_is_over_is_not_live_though_its_record_is_still_to_be_written() {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     let layer = layer(store.clone());
     let kept = Arc::new(Mutex::new(None::<Operation>));
     let service = handling(&layer, {

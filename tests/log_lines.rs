@@ -10,13 +10,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request};
+use http::{HeaderValue, Request, StatusCode};
 use http_body_util::Full;
 use support::faults::{Call, Fault, FaultStore};
+use support::gates::{Gate, until};
 use support::pieces::{Script, Step, assert_refused, handler};
+use support::stores::{once_not, store};
 use support::{Runs, created, post, read, send};
 use tower::{Layer, ServiceExt};
-use tower_idempotency::store::{MemoryStore, StoreErrorKind};
+use tower_idempotency::store::StoreErrorKind;
 use tower_idempotency::{
     FailurePolicy, IdempotencyKey, IdempotencyLayer, RecordId, RejectionKind, RequestBody, Scope,
     Verdict, scope_fn,
@@ -94,7 +96,7 @@ fn request() -> Request<Full<Bytes>> {
 #[tokio::test]
 async fn what_goes_well_or_is_refused_is_no_event() {
     let text = logged(async {
-        let layer = layer(MemoryStore::new());
+        let layer = layer(store());
         let (service, runs) = handler(&layer, |_, _: Request<_>| created(ANSWERED));
         send(&service, request()).await;
         assert!(send(&service, request()).await.is_replay());
@@ -124,7 +126,7 @@ async fn a_store_that_fails_is_told_by_call_kind_and_record() {
     ];
     for kind in kinds {
         let text = logged(async {
-            let store = FaultStore::new(MemoryStore::new());
+            let store = FaultStore::new(store());
             store.always(Call::Claim, Fault::Refused(kind));
             let layer = layer(store.clone());
             let (service, runs) = handler(&layer, |_, _: Request<_>| created(ANSWERED));
@@ -149,7 +151,7 @@ async fn a_run_that_cannot_be_concluded_is_told() {
     ] {
         for streamed in [true, false] {
             let text = logged(async {
-                let store = FaultStore::new(MemoryStore::new());
+                let store = FaultStore::new(store());
                 store.always(call, Fault::Refused(StoreErrorKind::NotApplied));
                 let layer = layer(store).max_hold(Duration::from_secs(60));
                 let (service, runs) = handler(&layer, move |_, _: Request<_>| {
@@ -174,32 +176,36 @@ async fn a_run_that_cannot_be_concluded_is_told() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_lost_lease_is_told() {
     let text = logged(async {
-        let store = FaultStore::new(MemoryStore::new());
-        let layer = layer(store.clone()).lease(Duration::from_secs(3));
-        let runs = Runs::default();
-        let counted = runs.clone();
-        let service = layer.layer(tower::service_fn(
+        let store = FaultStore::new(store());
+        let layer = layer(store.clone()).lease(Duration::from_millis(500));
+        let (runs, gate) = (Runs::default(), Gate::default());
+        let service = layer.layer(tower::service_fn({
+            let (runs, gate) = (runs.clone(), gate.clone());
             move |_: Request<RequestBody<Full<Bytes>>>| {
-                let run = counted.add();
+                let (run, gate) = (runs.add(), gate.clone());
                 async move {
                     if run == 1 {
-                        tokio::time::sleep(Duration::from_secs(30)).await;
+                        gate.pass().await;
                     }
                     Ok::<_, Infallible>(created(ANSWERED))
                 }
-            },
-        ));
+            }
+        }));
         // Cut off from the store until its lease is over.
         store.always(Call::Extend, Fault::Refused(StoreErrorKind::NotApplied));
         let first = service.clone().oneshot(request());
         let second = async {
-            tokio::time::sleep(Duration::from_secs(4)).await;
-            let second = send(&service, request()).await;
+            gate.until_arrived(1).await;
+            let ask = async || send(&service, request()).await;
+            let second = once_not(StatusCode::CONFLICT, ask).await;
             assert_eq!(second.text(), ANSWERED);
             store.heal(Call::Extend);
+            let renewals = store.count(Call::Extend);
+            until("it asks again", || store.count(Call::Extend) > renewals).await;
+            gate.open(1);
         };
         let (first, ()) = tokio::join!(first, second);
         let first = read(first.unwrap()).await;
@@ -216,7 +222,7 @@ async fn a_lost_lease_is_told() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_left_and_a_handler_that_panicked_tell_nothing_of_it() {
     let text = logged(async {
-        let store = FaultStore::new(MemoryStore::new());
+        let store = FaultStore::new(store());
         store.once(Call::Fail, Fault::Refused(StoreErrorKind::Ambiguous));
         let layer = layer(store.clone()).on_failure(FailurePolicy::Refuse);
         let service = layer.layer(tower::service_fn(
@@ -258,7 +264,7 @@ fn nothing_that_a_handler_or_a_store_may_print_shows_the_key_or_a_body() {
 
 #[tokio::test]
 async fn the_operation_of_a_run_shows_neither_its_key_nor_its_owner() {
-    let layer = layer(MemoryStore::new());
+    let layer = layer(store());
     let (service, runs) = handler(&layer, |_, request: Request<_>| {
         let operation = request.extensions().get::<tower_idempotency::Operation>();
         created(format!("{:?}", operation.unwrap()))

@@ -11,14 +11,14 @@ use http::{Method, Request, Response};
 use http_body_util::Full;
 use support::faults::{Call, FaultStore};
 use support::pieces::{Script, assert_ran, assert_refused, assert_replays, handler, panic_of};
+use support::stores::store;
 use support::{counting, created, post, send};
-use tower_idempotency::store::MemoryStore;
 use tower_idempotency::{
     IdempotencyLayer, Operation, RejectionKind, SharedByAllCallers, by_trusted_header,
 };
 
-fn layer() -> IdempotencyLayer<MemoryStore> {
-    IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
+fn layer() -> IdempotencyLayer {
+    IdempotencyLayer::new(store(), SharedByAllCallers)
 }
 
 fn by(method: &str) -> Request<Full<Bytes>> {
@@ -49,7 +49,7 @@ const PROTECTED: [&str; 8] = [
 #[tokio::test]
 async fn safe_methods_pass_untouched_whatever_they_carry() {
     for method in SAFE {
-        let store = FaultStore::new(MemoryStore::new());
+        let store = FaultStore::new(store());
         // No scope, a required key, a limit: none of it is asked.
         let layer = IdempotencyLayer::new(store.clone(), by_trusted_header("x-account"))
             .require_key(true)

@@ -11,21 +11,22 @@ use axum::routing::post;
 use http::StatusCode;
 use support::faults::{Call, Fault, FaultStore};
 use support::gates::{Gate, gated, until};
+use support::stores;
 use support::{Answer, Runs, send};
-use tower_idempotency::store::{MemoryStore, StoreErrorKind};
+use tower_idempotency::store::{AnyStore, StoreErrorKind};
 use tower_idempotency::{
     FailurePolicy, IdempotencyKey, IdempotencyLayer, Operation, Outcome, RecordId, RejectionKind,
     ScopeExtractor, SharedByAllCallers,
 };
 
-type Store = FaultStore<MemoryStore>;
+type Store = FaultStore<AnyStore>;
 
 fn layer(store: &Store) -> IdempotencyLayer<Store> {
     IdempotencyLayer::new(store.clone(), SharedByAllCallers)
 }
 
 fn store() -> Store {
-    FaultStore::new(MemoryStore::new())
+    FaultStore::new(stores::store())
 }
 
 /// A handler that says which operation it was given.

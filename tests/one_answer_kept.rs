@@ -14,74 +14,84 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use support::pieces::{Script, Step, assert_replays, handler};
 use support::scripted::{idle, secs};
+use support::stores::store_pair;
 use support::{Runs, post, read, send};
 use tokio::sync::Barrier;
 use tokio::task::{JoinSet, yield_now};
 use tower::{Layer, ServiceExt};
-use tower_idempotency::store::MemoryStore;
+use tower_idempotency::store::{KeyStore, MemoryStore};
 use tower_idempotency::{ConflictPolicy, IdempotencyLayer, RequestBody, SharedByAllCallers};
 
-fn layer(store: &MemoryStore) -> IdempotencyLayer<MemoryStore> {
-    IdempotencyLayer::new(store.clone(), SharedByAllCallers)
+fn layer<K: KeyStore>(store: K) -> IdempotencyLayer<K> {
+    IdempotencyLayer::new(store, SharedByAllCallers)
+}
+
+/// Eight at once on two nodes, with one of two requests.
+async fn race(nodes: [IdempotencyLayer; 2], conflict: ConflictPolicy, key: usize) {
+    let runs = Runs::default();
+    let services = nodes.each_ref().map(|layer| {
+        let runs = runs.clone();
+        layer.layer(tower::service_fn(
+            move |request: Request<RequestBody<Full<Bytes>>>| {
+                runs.add();
+                async move {
+                    yield_now().await;
+                    let body = request.into_body().collect().await?.to_bytes();
+                    Ok::<_, Infallible>(support::created(body))
+                }
+            },
+        ))
+    });
+    let start = Arc::new(Barrier::new(8));
+    let mut racers = JoinSet::new();
+    for racer in 0..8 {
+        let (service, start) = (services[racer / 4].clone(), start.clone());
+        let amount = racer % 2;
+        racers.spawn(async move {
+            start.wait().await;
+            let request = post(&format!("k{key}"), amount.to_string());
+            (amount, send(&service, request).await)
+        });
+    }
+    let answers = racers.join_all().await;
+    let is_first = |answer: &&(usize, support::Answer)| {
+        answer.1.status == StatusCode::CREATED && !answer.1.is_replay()
+    };
+    let ran: Vec<_> = answers.iter().filter(is_first).collect();
+    assert_eq!((ran.len(), runs.get()), (1, 1));
+    let owner = ran[0].0;
+    for (amount, answer) in &answers {
+        match answer.status {
+            // Nobody sees the answer of the other request.
+            StatusCode::CREATED => {
+                assert_eq!(*amount, owner);
+                assert_eq!(answer.text(), amount.to_string());
+            }
+            StatusCode::CONFLICT => {
+                assert_eq!((*amount, conflict), (owner, ConflictPolicy::Reject));
+            }
+            status => {
+                assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+                assert_ne!(*amount, owner);
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_two_requests_that_race_for_a_key_one_owns_it() {
     let wait = ConflictPolicy::Wait { at_most: secs(60) };
     for conflict in [ConflictPolicy::Reject, wait] {
-        let layer = layer(&MemoryStore::new()).on_conflict(conflict);
-        let mut owners = [0, 0];
+        let (here, there) = store_pair();
+        let nodes = [here, there].map(|store| layer(store).on_conflict(conflict));
+        let mut keys = JoinSet::new();
         for key in 0..200 {
-            let runs = Runs::default();
-            let service = layer.layer(tower::service_fn({
-                let runs = runs.clone();
-                move |request: Request<RequestBody<Full<Bytes>>>| {
-                    runs.add();
-                    async move {
-                        yield_now().await;
-                        let body = request.into_body().collect().await?.to_bytes();
-                        Ok::<_, Infallible>(support::created(body))
-                    }
-                }
-            }));
-            let start = Arc::new(Barrier::new(8));
-            let mut racers = JoinSet::new();
-            for racer in 0..8 {
-                let (service, start) = (service.clone(), start.clone());
-                let amount = racer % 2;
-                racers.spawn(async move {
-                    start.wait().await;
-                    let request = post(&format!("k{key}"), amount.to_string());
-                    (amount, send(&service, request).await)
-                });
-            }
-            let answers = racers.join_all().await;
-            let is_first = |answer: &&(usize, support::Answer)| {
-                answer.1.status == StatusCode::CREATED && !answer.1.is_replay()
-            };
-            let ran: Vec<_> = answers.iter().filter(is_first).collect();
-            assert_eq!((ran.len(), runs.get()), (1, 1));
-            let owner = ran[0].0;
-            owners[owner] += 1;
-            for (amount, answer) in &answers {
-                match answer.status {
-                    // Nobody sees the answer of the other request.
-                    StatusCode::CREATED => {
-                        assert_eq!(*amount, owner);
-                        assert_eq!(answer.text(), amount.to_string());
-                    }
-                    StatusCode::CONFLICT => {
-                        assert_eq!((*amount, conflict), (owner, ConflictPolicy::Reject));
-                    }
-                    status => {
-                        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
-                        assert_ne!(*amount, owner);
-                    }
-                }
-            }
+            keys.spawn(race(nodes.clone(), conflict, key));
         }
-        assert_eq!(owners[0] + owners[1], 200);
-        idle(&layer).await;
+        keys.join_all().await;
+        for layer in &nodes {
+            idle(layer).await;
+        }
     }
 }
 
@@ -115,7 +125,7 @@ where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
     let (store, given_back) = (MemoryStore::new(), Runs::default());
-    let layer = layer(&store);
+    let layer = layer(store.clone());
     let (service, runs) = handler(&layer, {
         let given_back = given_back.clone();
         move |_, _: Request<RequestBody<Script>>| {
@@ -176,7 +186,7 @@ async fn a_record_keeps_no_buffer_that_an_answer_or_a_request_came_in() {
 #[tokio::test]
 async fn replays_share_the_one_answer_that_is_kept() {
     let store = MemoryStore::new();
-    let layer = layer(&store);
+    let layer = layer(store.clone());
     let (service, runs) = handler(&layer, |_, _: Request<_>| {
         Response::new(Full::new(Bytes::from(vec![b'x'; LARGE])))
     });

@@ -9,24 +9,25 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::Full;
 use support::faults::{Call, FaultStore};
 use support::pieces::{Script, Step, assert_ran, assert_refused, assert_replays, panic_of};
 use support::scripted::{dead_run, executed, idle, ms, plan, secs, spawn};
+use support::stores::{once_not, store, store_pair};
 use support::{counting, pieces, post, send};
 use tokio::time::sleep;
-use tower_idempotency::store::{Fingerprint, MemoryStore};
+use tower_idempotency::store::{AnyStore, Fingerprint, MemoryStore};
 use tower_idempotency::{
     ConflictPolicy, FailurePolicy, FinalAnswers, Fingerprinter, HeaderKey, IdempotencyKey,
     IdempotencyLayer, InvalidKey, KeyExtractor, Outcome, RecordPolicy, RejectionKind,
     RequestDigest, SharedByAllCallers, Verdict, fingerprint_fn, key_fn, verdict_fn,
 };
 
-type Layer = IdempotencyLayer<MemoryStore>;
+type Layer = IdempotencyLayer;
 
 fn layer() -> Layer {
-    IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
+    IdempotencyLayer::new(store(), SharedByAllCallers)
 }
 
 const POLICIES: [FailurePolicy; 3] = [
@@ -67,7 +68,7 @@ fn what_can_mean_nothing_panics_where_it_is_written() {
 #[tokio::test(start_paused = true)]
 async fn the_shortest_times_are_only_short() {
     let short = Duration::from_nanos(1);
-    let layer = layer()
+    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
         .lease(ms(10))
         .max_hold(short)
         .retention(short)
@@ -163,7 +164,7 @@ impl KeyExtractor for LongKeys {
 
 #[tokio::test]
 async fn a_key_may_have_to_be_of_one_kind() {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers)
         .key(LongKeys)
         .require_key(true);
@@ -187,7 +188,7 @@ async fn a_key_may_have_to_be_of_one_kind() {
 
 #[tokio::test]
 async fn a_request_that_its_key_extractor_leaves_out_passes_though_it_has_a_key() {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     let but_for_drafts = key_fn(|request| match request.headers.contains_key("x-draft") {
         true => Ok(None),
         false => HeaderKey::default().key(request),
@@ -293,12 +294,11 @@ fn keyed(secret: &'static [u8]) -> impl Fingerprinter {
 
 #[tokio::test]
 async fn deployments_that_fingerprint_differently_refuse_and_never_replay() {
-    let store = MemoryStore::new();
-    let deployment = |secret| {
-        IdempotencyLayer::new(store.clone(), SharedByAllCallers).fingerprint(keyed(secret))
-    };
-    let (old, old_runs) = counting(&deployment(b"old secret"));
-    let (new, new_runs) = counting(&deployment(b"new secret"));
+    let (here, there) = store_pair();
+    let deployment =
+        |store, secret| IdempotencyLayer::new(store, SharedByAllCallers).fingerprint(keyed(secret));
+    let (old, old_runs) = counting(&deployment(here, b"old secret"));
+    let (new, new_runs) = counting(&deployment(there, b"new secret"));
     let first = send(&old, post("k", "charge 5")).await;
     assert_ran(&first, 1, true);
     for _ in 0..2 {
@@ -363,34 +363,39 @@ async fn a_fingerprint_that_tells_nothing_apart_replays_for_any_request() {
     assert_eq!(runs.get(), 2);
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_policy_of_the_run_that_died_decides_and_not_the_one_of_its_retry() {
-    for of_the_run in POLICIES {
-        for of_the_retry in POLICIES {
-            let store = MemoryStore::new();
-            dead_run(store.clone(), |layer| layer.on_failure(of_the_run), "k").await;
-            let layer = IdempotencyLayer::new(store, SharedByAllCallers).on_failure(of_the_retry);
-            let (service, runs) = plan(&layer, [(Duration::ZERO, 201)]);
-            sleep(secs(30)).await;
-            let retry = send(&service, post("k", "charge 5")).await;
-            if of_the_run == FailurePolicy::RunAgain {
-                assert_eq!(retry.text(), "run 1 attempt 2", "{of_the_retry:?}");
-                assert_eq!(retry.outcome, executed(2, Some(true)));
-            } else {
-                assert_refused(&retry, RejectionKind::OutcomeUnknown);
-                assert_eq!(runs.get(), 0, "{of_the_run:?} {of_the_retry:?}");
-            }
-        }
+async fn a_run_dies_and_is_retried(of_the_run: FailurePolicy, of_the_retry: FailurePolicy) {
+    let (dead, store) = store_pair();
+    let dying =
+        |layer: IdempotencyLayer<FaultStore<AnyStore>>| layer.lease(ms(500)).on_failure(of_the_run);
+    dead_run(dead, dying, "k").await;
+    let layer = IdempotencyLayer::new(store, SharedByAllCallers).on_failure(of_the_retry);
+    let (service, runs) = plan(&layer, [(Duration::ZERO, 201)]);
+    let ask = async || send(&service, post("k", "charge 5")).await;
+    let retry = once_not(StatusCode::CONFLICT, ask).await;
+    if of_the_run == FailurePolicy::RunAgain {
+        assert_eq!(retry.text(), "run 1 attempt 2", "{of_the_retry:?}");
+        assert_eq!(retry.outcome, executed(2, Some(true)));
+    } else {
+        assert_refused(&retry, RejectionKind::OutcomeUnknown);
+        assert_eq!(runs.get(), 0, "{of_the_run:?} {of_the_retry:?}");
     }
+}
+
+#[tokio::test]
+async fn the_policy_of_the_run_that_died_decides_and_not_the_one_of_its_retry() {
+    let all = POLICIES
+        .iter()
+        .flat_map(|of_the_run| POLICIES.map(|it| a_run_dies_and_is_retried(*of_the_run, it)));
+    futures_util::future::join_all(all).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_conflict_is_settled_by_the_policy_of_the_one_who_comes_second() {
-    let store = MemoryStore::new();
-    let of = |policy| IdempotencyLayer::new(store.clone(), SharedByAllCallers).on_conflict(policy);
-    let (rejects, runs) = plan(&of(ConflictPolicy::Reject), [(secs(5), 201)]);
+    let (here, there) = store_pair();
+    let of = |store, policy| IdempotencyLayer::new(store, SharedByAllCallers).on_conflict(policy);
+    let (rejects, runs) = plan(&of(here, ConflictPolicy::Reject), [(secs(5), 201)]);
     let waits = ConflictPolicy::Wait { at_most: secs(60) };
-    let (waits, waiting_runs) = plan(&of(waits), [(secs(5), 201)]);
+    let (waits, waiting_runs) = plan(&of(there, waits), [(secs(5), 201)]);
     let first = spawn(&rejects, "k").await;
     let waiter = spawn(&waits, "k").await;
     let refused = send(&rejects, post("k", "charge 5")).await;

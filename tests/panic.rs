@@ -19,11 +19,11 @@ use support::scripted::variant::{But, Variant};
 use support::scripted::{
     Script, Seen, Step, answer, data, executed, full, handling, idle, let_run, plan, secs,
 };
+use support::stores::store;
 use support::{Runs, post, read, send};
 use tokio::time::{Instant, sleep};
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_idempotency::store::MemoryStore;
 use tower_idempotency::{
     FailurePolicy, FinalAnswers, IdempotencyLayer, RecordPolicy, SharedByAllCallers, Verdict,
 };
@@ -86,8 +86,8 @@ type Service = tower::util::BoxCloneSyncService<
     std::convert::Infallible,
 >;
 
-fn panicking(at: At, policy: FailurePolicy) -> (IdempotencyLayer<MemoryStore>, Service, Runs) {
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
+fn panicking(at: At, policy: FailurePolicy) -> (IdempotencyLayer, Service, Runs) {
+    let layer = IdempotencyLayer::new(store(), SharedByAllCallers)
         .on_failure(policy)
         .record_when(Panicking(at, AtomicBool::new(false)));
     let runs = Runs::default();
@@ -128,7 +128,7 @@ fn is_planned(panic: &(dyn Any + Send)) {
 }
 
 async fn the_run_has_failed(
-    layer: &IdempotencyLayer<MemoryStore>,
+    layer: &IdempotencyLayer,
     service: &Service,
     runs: &Runs,
     policy: FailurePolicy,
@@ -238,7 +238,7 @@ async fn a_layer_that_catches_panics_does_so_inside_and_outside() {
             }
         })
     };
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+    let layer = IdempotencyLayer::new(store(), SharedByAllCallers);
     let (inside, outside) = (Runs::default(), Runs::default());
     let service = ServiceBuilder::new()
         .layer(layer.clone())
@@ -274,7 +274,7 @@ async fn an_error_of_the_inner_service_passes_unchanged_and_is_a_failed_run() {
     #[derive(Debug, PartialEq)]
     struct OutOfOrder(u8);
     for policy in POLICIES {
-        let store = MemoryStore::new();
+        let store = store();
         let layer = IdempotencyLayer::new(store, SharedByAllCallers).on_failure(policy);
         let runs = Runs::default();
         let service = layer.layer(tower::service_fn({
@@ -312,7 +312,7 @@ async fn a_body_that_breaks_off_reaches_the_client_as_far_as_it_came() {
     let bodies: [fn(Vec<Step>) -> Script; 2] = [|steps| Script::sized(steps, 5), Script::stream];
     for body in bodies {
         for policy in POLICIES {
-            let store = MemoryStore::new();
+            let store = store();
             let layer = IdempotencyLayer::new(store, SharedByAllCallers).on_failure(policy);
             let runs = Runs::default();
             let service = handling(&layer, {
@@ -354,7 +354,7 @@ async fn a_body_that_breaks_off_reaches_the_client_as_far_as_it_came() {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_ends_short_of_its_length_is_not_made_whole() {
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+    let layer = IdempotencyLayer::new(store(), SharedByAllCallers);
     let short = || answer(201, Script::sized([data("one")], 5));
     let service = handling(&layer, move |_| async move { short() });
     let (bare, _) = Seen::of(short()).await;
@@ -366,7 +366,7 @@ async fn a_body_that_ends_short_of_its_length_is_not_made_whole() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_panics_in_a_claim_leaves_nothing_behind() {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers);
     let (service, runs) = plan(&layer, [(Duration::ZERO, 201)]);
     store.always(Call::Claim, Fault::Panics);
@@ -386,7 +386,7 @@ async fn a_store_that_panics_in_a_claim_leaves_nothing_behind() {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_panics_later_does_not_cost_the_caller_its_answer() {
     for but in [But::PanicsOnExtend, But::PanicsOnComplete] {
-        let store = Variant::of(MemoryStore::new(), but);
+        let store = Variant::of(store(), but);
         let layer = IdempotencyLayer::new(store, SharedByAllCallers).max_hold(secs(60));
         let (service, runs) = plan(&layer, [(secs(15), 201)]);
         let first = tokio::spawn(service.clone().oneshot(post("k", "charge 5"))).await;
@@ -400,8 +400,8 @@ async fn a_store_that_panics_later_does_not_cost_the_caller_its_answer() {
 /// Design section 2: a panic never releases.
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_streamed_body_never_releases() {
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
-        .on_failure(FailurePolicy::Refuse);
+    let layer =
+        IdempotencyLayer::new(store(), SharedByAllCallers).on_failure(FailurePolicy::Refuse);
     let service = handling(&layer, move |_| async move {
         answer(429, Script::stream([data("one"), Step::Yield, Step::Panic]))
     });

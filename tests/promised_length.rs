@@ -12,10 +12,10 @@ use http::Response;
 use http::header::CONTENT_LENGTH;
 use support::scripted::{Script, Seen, Step, answer, data, handling, let_run, secs};
 use support::server::Server;
+use support::stores::store;
 use support::{post, send};
 use tokio::time::timeout;
 use tower::ServiceExt;
-use tower_idempotency::store::MemoryStore;
 use tower_idempotency::{IdempotencyLayer, SharedByAllCallers};
 
 /// A body that ends with nothing where it promised ten bytes becomes a whole, empty answer.
@@ -26,7 +26,7 @@ async fn an_empty_body_that_owes_its_length_is_seen_to_break_off() {
         "/",
         axum_post(move || async move { Response::new(AxumBody::new(short())) }),
     );
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+    let layer = IdempotencyLayer::new(store(), SharedByAllCallers);
     let layered = bare.clone().route_layer(layer);
     let request = "POST / HTTP/1.1\r\nhost: t\r\nidempotency-key: k\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     let bare = Server::start(bare).await.exchange(request).await;
@@ -40,7 +40,7 @@ async fn an_empty_body_that_owes_its_length_is_seen_to_break_off() {
 #[tokio::test(start_paused = true)]
 async fn a_body_short_of_the_length_in_its_head_is_no_answer() {
     for waits in [false, true] {
-        let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+        let layer = IdempotencyLayer::new(store(), SharedByAllCallers);
         let service = handling(&layer, move |_| async move {
             let mut steps = vec![data("12345")];
             if waits {
@@ -61,7 +61,7 @@ async fn a_body_short_of_the_length_in_its_head_is_no_answer() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_without_a_body_is_not_held_back_for_one() {
     for status in [204, 304] {
-        let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+        let layer = IdempotencyLayer::new(store(), SharedByAllCallers);
         let service = handling(&layer, move |_| async move {
             answer(status, Script::stream([Step::Sleep(secs(100_000))]))
         });
@@ -73,7 +73,7 @@ async fn an_answer_without_a_body_is_not_held_back_for_one() {
 /// Nor one whose length is complete, for an end that a server does not wait for.
 #[tokio::test(start_paused = true)]
 async fn a_complete_length_is_not_held_back_for_its_end() {
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+    let layer = IdempotencyLayer::new(store(), SharedByAllCallers);
     let service = handling(&layer, move |_| async move {
         answer(
             200,

@@ -17,6 +17,7 @@ use support::Runs;
 use support::post;
 use support::scripted::{Script, Seen, Step, answer, data, handling, let_run, ms, secs};
 use support::server::Server;
+use support::stores::store;
 use tokio::time::{Sleep, sleep, timeout};
 use tower::ServiceExt;
 use tower_idempotency::store::MemoryStore;
@@ -25,8 +26,8 @@ use tower_idempotency::{IdempotencyLayer, RecordPolicy, SharedByAllCallers, Verd
 const REQUEST: &str = "POST / HTTP/1.1\r\nhost: t\r\nidempotency-key: k\r\n\
     content-length: 0\r\nconnection: close\r\n\r\n";
 
-fn layer() -> IdempotencyLayer<MemoryStore> {
-    IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
+fn layer() -> IdempotencyLayer {
+    IdempotencyLayer::new(store(), SharedByAllCallers)
 }
 
 fn bytes(len: usize) -> Step {
@@ -160,7 +161,8 @@ fn an_answer_that_is_there_needs_no_timer() {
             .build()
             .unwrap();
         runtime.block_on(async move {
-            let service = handling(&layer(), move |_| {
+            let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+            let service = handling(&layer, move |_| {
                 let steps = steps.clone();
                 async { answer(200, Script::sized(steps, 0)) }
             });

@@ -16,13 +16,14 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use support::faults::{Call, Fault, FaultStore};
 use support::gates::{Gate, until};
+use support::stores::store;
 use support::{Answer, Runs, post, read};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tower::limit::ConcurrencyLimit;
 use tower::{BoxError, Layer, Service, ServiceExt};
-use tower_idempotency::store::{MemoryStore, StoreErrorKind};
+use tower_idempotency::store::{AnyStore, StoreErrorKind};
 use tower_idempotency::{
     ConflictPolicy, Idempotency, IdempotencyKey, IdempotencyLayer, InvalidKey, KeyExtractor,
     OutagePolicy, Outcome, RequestBody, SharedByAllCallers,
@@ -75,7 +76,7 @@ impl Service<Request<RequestBody<Full<Bytes>>>> for Strict {
 }
 
 type Inner = ConcurrencyLimit<Strict>;
-type Store = FaultStore<MemoryStore>;
+type Store = FaultStore<AnyStore>;
 
 /// The layer around a strict service with so many permits.
 struct Api {
@@ -93,7 +94,7 @@ impl Api {
         failures: usize,
         options: impl FnOnce(IdempotencyLayer<Store>) -> IdempotencyLayer<Store>,
     ) -> Self {
-        let store = FaultStore::new(MemoryStore::new());
+        let store = FaultStore::new(store());
         let layer = options(IdempotencyLayer::new(store.clone(), SharedByAllCallers));
         let (runs, gate) = (Runs::default(), Gate::default());
         let permits = Arc::new(Semaphore::new(permits));
@@ -198,7 +199,7 @@ async fn an_error_of_readiness_passes() {
             unreachable!("it is not ready")
         }
     }
-    let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers);
+    let layer = IdempotencyLayer::new(store(), SharedByAllCallers);
     let answer = layer.layer(Broken).oneshot(post("k", "")).await;
     assert_eq!(answer.unwrap_err(), "out of order");
     assert_eq!(layer.in_flight().count(), 0);
@@ -293,14 +294,17 @@ async fn a_service_that_takes_long_to_be_ready_again_does_not_cost_the_lease() {
     assert_eq!(first.await.unwrap().status, 500);
     let other = other.await.unwrap().unwrap();
 
-    let claims = api.store.count(Call::Claim);
+    until("the waiter claims again", || {
+        api.store.count(Call::Claim) == 3
+    })
+    .await;
     tokio::time::sleep(5 * MINUTE).await;
     assert!(api.store.count(Call::Extend) >= 29, "every ten seconds");
     assert_eq!(api.runs.get(), 1);
     drop((one, other));
     api.gate.open_for_all();
     assert_eq!(waiter.await.unwrap().text(), "run 2");
-    assert_eq!(api.store.count(Call::Claim), claims);
+    assert_eq!(api.store.count(Call::Claim), 3);
     assert!(api.send(post("k", "")).await.is_replay());
     assert_eq!(api.runs.get(), 2);
     assert_eq!(api.layer.in_flight().count(), 0);

@@ -4,7 +4,8 @@
 
 mod support;
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, response};
@@ -12,19 +13,20 @@ use http_body_util::Full;
 use support::pieces::{
     Script, Step, assert_ran, assert_refused, assert_replays, executed, handler,
 };
+use support::stores::{assert_kept, store};
 use support::{post, read, send};
 use tokio::time::advance;
 use tower::{Layer, ServiceExt};
-use tower_idempotency::store::MemoryStore;
+use tower_idempotency::store::{KeyStore, MemoryStore};
 use tower_idempotency::{
-    FinalAnswers, IdempotencyLayer, Operation, Outcome, RecordPolicy, RejectionKind, RequestBody,
-    Retention, SharedByAllCallers, Verdict, verdict_fn,
+    FinalAnswers, IdempotencyKey, IdempotencyLayer, Operation, Outcome, RecordId, RecordPolicy,
+    RejectionKind, RequestBody, Retention, Scope, SharedByAllCallers, Verdict, verdict_fn,
 };
 
 const RELEASED: [u16; 5] = [401, 407, 421, 425, 429];
 
-fn layer() -> IdempotencyLayer<MemoryStore> {
-    IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
+fn layer() -> IdempotencyLayer {
+    IdempotencyLayer::new(store(), SharedByAllCallers)
 }
 
 fn answer(status: u16, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
@@ -231,15 +233,31 @@ async fn the_outcome_in_the_trailers_may_change_the_verdict() {
     }
 }
 
+/// An answer whose handler may have said how long it is to be kept.
+fn done(own: Option<Duration>) -> Response<Full<Bytes>> {
+    let mut answer = answer(200, "done");
+    if let Some(own) = own {
+        answer.extensions_mut().insert(Retention(own));
+    }
+    answer
+}
+
+/// The layer over this store, with this retention or the default one.
+fn keeping<K: KeyStore>(store: K, retention: Option<Duration>) -> IdempotencyLayer<K> {
+    let layer = IdempotencyLayer::new(store, SharedByAllCallers);
+    match retention {
+        Some(retention) => layer.retention(retention),
+        None => layer,
+    }
+}
+
 /// How long a record is kept, looked for from both sides.
-async fn assert_kept(layer: IdempotencyLayer<MemoryStore>, own: Option<Duration>, kept: Duration) {
-    let (service, runs) = handler(&layer, move |_, _: Request<_>| {
-        let mut answer = answer(200, "done");
-        if let Some(own) = own {
-            answer.extensions_mut().insert(Retention(own));
-        }
-        answer
-    });
+async fn assert_free_after(
+    layer: IdempotencyLayer<MemoryStore>,
+    own: Option<Duration>,
+    kept: Duration,
+) {
+    let (service, runs) = handler(&layer, move |_, _: Request<_>| done(own));
     let first = send(&service, post("k", "")).await;
     advance(kept - Duration::from_millis(1)).await;
     assert_replays(&first, &send(&service, post("k", "")).await);
@@ -248,27 +266,76 @@ async fn assert_kept(layer: IdempotencyLayer<MemoryStore>, own: Option<Duration>
     assert_eq!(runs.get(), 2);
 }
 
+const SECOND: Duration = Duration::from_secs(1);
+const SEVEN: Duration = SECOND.saturating_mul(7);
+const DAY: Duration = SECOND.saturating_mul(24 * 60 * 60);
+const LONGEST: Duration = DAY.saturating_mul(30);
+
+/// What is set, what the handler says, and how long its answer is kept.
+const KEPT: [(Option<Duration>, Option<Duration>, Duration); 8] = [
+    (None, None, DAY),
+    (Some(SEVEN), None, SEVEN),
+    (Some(SEVEN), Some(Duration::ZERO), SECOND),
+    (Some(SEVEN), Some(Duration::from_millis(999)), SECOND),
+    (
+        Some(SEVEN),
+        Some(Duration::from_secs(5)),
+        Duration::from_secs(5),
+    ),
+    (Some(SEVEN), Some(LONGEST), LONGEST),
+    (Some(SEVEN), Some(LONGEST.saturating_add(DAY)), LONGEST),
+    (Some(SEVEN), Some(Duration::MAX), LONGEST),
+];
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_is_kept_as_long_as_its_handler_says_within_bounds() {
-    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-    let s = Duration::from_secs;
-    assert_kept(layer(), None, DAY).await;
-    assert_kept(layer().retention(s(7)), None, s(7)).await;
-    for (own, kept) in [
-        (Duration::ZERO, s(1)),
-        (Duration::from_millis(999), s(1)),
-        (s(5), s(5)),
-        (30 * DAY, 30 * DAY),
-        (31 * DAY, 30 * DAY),
-        (Duration::MAX, 30 * DAY),
-    ] {
-        assert_kept(layer().retention(s(7)), Some(own), kept).await;
+    for (retention, own, kept) in KEPT {
+        assert_free_after(keeping(MemoryStore::new(), retention), own, kept).await;
     }
+}
+
+fn record() -> RecordId {
+    let key = IdempotencyKey::new("k").unwrap();
+    RecordId::new("", &Scope::from(SharedByAllCallers), &key)
+}
+
+#[tokio::test]
+async fn the_store_is_told_how_long_an_answer_is_kept() {
+    for (retention, own, kept) in KEPT {
+        let store = store();
+        let layer = keeping(store.clone(), retention);
+        let (service, _) = handler(&layer, move |_, _: Request<_>| done(own));
+        let since = Instant::now();
+        send(&service, post("k", "")).await;
+        assert_kept(store.lookup(&record()).await.unwrap(), kept, since);
+    }
+}
+
+#[tokio::test]
+async fn the_store_counts_retention_from_completion() {
+    let store = store();
+    let kept = Duration::from_secs(10);
+    let layer = keeping(store.clone(), Some(kept));
+    let completed = Arc::new(Mutex::new(Instant::now()));
+    let service = layer.layer(tower::service_fn({
+        let completed = Arc::clone(&completed);
+        move |_: Request<_>| {
+            let completed = Arc::clone(&completed);
+            async move {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                *completed.lock().unwrap() = Instant::now();
+                Ok::<_, std::convert::Infallible>(answer(200, "late"))
+            }
+        }
+    }));
+    assert_ran(&send(&service, post("k", "")).await, 1, true);
+    let snapshot = store.lookup(&record()).await.unwrap();
+    assert_kept(snapshot, kept, *completed.lock().unwrap());
 }
 
 #[tokio::test(start_paused = true)]
 async fn retention_counts_from_completion() {
-    let layer = layer().retention(Duration::from_secs(10));
+    let layer = keeping(MemoryStore::new(), Some(Duration::from_secs(10)));
     let runs = support::Runs::default();
     let counted = runs.clone();
     let service = layer.layer(tower::service_fn(move |_: Request<_>| {

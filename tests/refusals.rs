@@ -15,6 +15,8 @@ use http_body_util::Full;
 use serde_json::Value;
 use support::faults::{Call, Fault, FaultStore};
 use support::pieces::{Script, Step, assert_ran, assert_refused, assert_replays, handler};
+use support::scripted::let_run;
+use support::stores::store;
 use support::{Answer, Runs, counting, created, post, read, send};
 use tokio::sync::Notify;
 use tower::{Layer, ServiceExt};
@@ -27,8 +29,8 @@ use tower_idempotency::{
 /// In every part of every request: must be in no part of any refusal.
 const MARK: &str = "mark-7f3a";
 
-fn layer() -> IdempotencyLayer<MemoryStore> {
-    IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
+fn layer() -> IdempotencyLayer {
+    IdempotencyLayer::new(store(), SharedByAllCallers)
 }
 
 fn marked(body: &'static str) -> Request<Full<Bytes>> {
@@ -84,7 +86,7 @@ async fn an_invalid_key_with_the_reason() {
 
 #[tokio::test]
 async fn an_unknown_caller() {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), by_trusted_header("x-account"));
     let (service, runs) = counting(&layer);
     let answer = send(&service, marked(MARK)).await;
@@ -94,7 +96,7 @@ async fn an_unknown_caller() {
 
 #[tokio::test]
 async fn a_request_that_is_too_large_declared_or_not() {
-    let store = MemoryStore::new();
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers).request_body_limit(9);
     let (service, runs) = handler(&layer, |_, _: Request<_>| created("done"));
     let bodies = [
@@ -108,7 +110,7 @@ async fn a_request_that_is_too_large_declared_or_not() {
         let answer = send(&service, marked("").map(|_| body)).await;
         refused_once_without_echo(&answer, RejectionKind::RequestTooLarge, &runs, 0);
     }
-    assert!(store.is_empty());
+    assert_eq!(store.count(Call::Claim), 0);
     // One byte less is none too many.
     for body in [
         Script::data(["mark-", "7f3", "a"]),
@@ -123,13 +125,13 @@ async fn a_request_that_is_too_large_declared_or_not() {
 
 #[tokio::test]
 async fn a_body_that_breaks_off() {
-    let store = MemoryStore::new();
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers);
     let (service, runs) = handler(&layer, |_, _: Request<_>| created("done"));
     let body = Script::new([Step::Data(MARK.into()), Step::Fails]);
     let answer = send(&service, marked("").map(|_| body)).await;
     refused_once_without_echo(&answer, RejectionKind::UnreadableBody, &runs, 0);
-    assert!(store.is_empty());
+    assert_eq!(store.count(Call::Claim), 0);
     assert_eq!(layer.in_flight().count(), 0);
     // It says that the same may be sent again.
     let whole = marked("").map(|_| Script::data([MARK]));
@@ -148,7 +150,7 @@ async fn a_key_that_belongs_to_another_request() {
 /// A handler that waits to be let go on.
 #[allow(clippy::type_complexity)]
 fn gated(
-    layer: &IdempotencyLayer<MemoryStore>,
+    layer: &IdempotencyLayer,
 ) -> (
     impl tower::Service<
         Request<Full<Bytes>>,
@@ -181,7 +183,7 @@ async fn a_request_whose_twin_is_running() {
     let layer = layer();
     let (service, runs, gate) = gated(&layer);
     let first = tokio::spawn(service.clone().oneshot(marked("charge 5")));
-    tokio::task::yield_now().await;
+    let_run().await;
     assert_eq!(runs.get(), 1);
     let answer = send(&service, marked("charge 5")).await;
     refused_once_without_echo(&answer, RejectionKind::InProgress, &runs, 1);
@@ -200,7 +202,7 @@ async fn one_exchange_more_than_may_be_in_flight() {
     let layer = layer().max_in_flight(1);
     let (service, runs, gate) = gated(&layer);
     let first = tokio::spawn(service.clone().oneshot(post("first", "")));
-    tokio::task::yield_now().await;
+    let_run().await;
     assert_eq!(layer.in_flight().count(), 1);
     let answer = send(&service, marked(MARK)).await;
     refused_once_without_echo(&answer, RejectionKind::Overloaded, &runs, 1);
@@ -253,7 +255,7 @@ async fn a_store_that_cannot_say_or_cannot_read() {
         (StoreErrorKind::Quota, RejectionKind::QuotaExceeded),
         (StoreErrorKind::Corrupt, RejectionKind::RecordUnreadable),
     ] {
-        let store = FaultStore::new(MemoryStore::new());
+        let store = FaultStore::new(store());
         let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers);
         let (service, runs) = counting(&layer);
         store.always(Call::Claim, Fault::Refused(kind));
@@ -269,7 +271,7 @@ async fn a_store_that_cannot_say_or_cannot_read() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_whose_answer_does_not_come() {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers);
     let (service, runs) = counting(&layer);
     store.always(Call::Claim, Fault::Hangs);
@@ -297,7 +299,7 @@ async fn a_full_store_keeps_what_it_has() {
 
 #[tokio::test]
 async fn what_the_head_tells_is_refused_before_the_body_is_asked_for() {
-    let by_account = IdempotencyLayer::new(MemoryStore::new(), by_trusted_header("x-account"));
+    let by_account = IdempotencyLayer::new(store(), by_trusted_header("x-account"));
     let length = |value| ("content-length", value);
     let cases: [(_, &[(&'static str, &'static str)], Script, _); 7] = [
         (

@@ -8,14 +8,14 @@ use bytes::Bytes;
 use http::Response;
 use serde_json::Value;
 use support::pieces::{REFUSALS, assert_refused, panic_of};
+use support::stores::store;
 use support::{counting, post, send};
-use tower_idempotency::store::MemoryStore;
 use tower_idempotency::{
     IdempotencyLayer, Outcome, ProblemJson, RejectionKind, SharedByAllCallers, rejection_fn,
 };
 
-fn layer() -> IdempotencyLayer<MemoryStore> {
-    IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
+fn layer() -> IdempotencyLayer {
+    IdempotencyLayer::new(store(), SharedByAllCallers)
 }
 
 #[test]

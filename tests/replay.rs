@@ -12,15 +12,15 @@ use http_body::Body;
 use http_body_util::Full;
 use support::pieces::{Script, Step, assert_ran, assert_replays, handler};
 use support::server::Server;
+use support::stores::store;
 use support::{Answer, post, read, send};
 use tower::ServiceExt;
-use tower_idempotency::store::MemoryStore;
 use tower_idempotency::{IdempotencyLayer, Outcome, SharedByAllCallers};
 
 type Fields = &'static [(&'static str, &'static [u8])];
 
-fn layer() -> IdempotencyLayer<MemoryStore> {
-    IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
+fn layer() -> IdempotencyLayer {
+    IdempotencyLayer::new(store(), SharedByAllCallers)
 }
 
 fn map(fields: &[(&'static str, &'static [u8])]) -> HeaderMap {
@@ -51,7 +51,7 @@ fn listed(headers: &HeaderMap) -> Vec<(String, Vec<Vec<u8>>)> {
 }
 
 /// The answer to a first request and to its retry, and nothing ran twice.
-async fn both(layer: &IdempotencyLayer<MemoryStore>, answer: Response<Script>) -> [Answer; 2] {
+async fn both(layer: &IdempotencyLayer, answer: Response<Script>) -> [Answer; 2] {
     let sent = answer.headers().clone();
     let status = answer.status();
     let (service, runs) = handler(layer, move |_, _: Request<_>| answer.clone());
@@ -76,7 +76,7 @@ fn with_fields(fields: Fields) -> Response<Script> {
 }
 
 /// What a replay holds of these fields.
-async fn assert_kept(layer: IdempotencyLayer<MemoryStore>, fields: Fields, kept: Fields) {
+async fn assert_kept(layer: IdempotencyLayer, fields: Fields, kept: Fields) {
     let [_, mut retry] = both(&layer, with_fields(fields)).await;
     let mark = retry.headers.remove("idempotent-replayed");
     assert_eq!(mark.unwrap(), "true");
@@ -369,7 +369,7 @@ async fn the_outcome_of_a_streamed_answer_is_told_by_its_retry() {
 /// panics over the version of the replay.
 #[tokio::test]
 async fn an_answer_first_given_over_http_3_is_replayed_over_http_1() {
-    let store = MemoryStore::new();
+    let store = store();
     let layer = IdempotencyLayer::new(store, SharedByAllCallers);
     let (h3, _) = handler(&layer, |_, _: Request<_>| {
         let mut answer = Response::new(Full::<Bytes>::from("paid"));

@@ -32,7 +32,7 @@ step 'lints, all features, all targets'
 cargo clippy --all-features --all-targets -- -D warnings
 
 step 'lints, each feature alone'
-for features in '' memory tracing conformance; do
+for features in '' memory tracing conformance redis; do
     cargo clippy --no-default-features --features "$features" -- -D warnings
 done
 
@@ -48,10 +48,43 @@ cargo test --all-features --benches
 step 'documentation'
 RUSTDOCFLAGS='-D warnings' cargo doc --all-features --no-deps
 
+# A private server on a free port, which ends with this script.
+start_redis() {
+    redis_directory=$(mktemp -d)
+    redis_process=
+    trap stop_redis EXIT
+    for redis_port in $(shuf -i 12000-21999 -n 20); do
+        redis-server --bind 127.0.0.1 --port "$redis_port" --dir "$redis_directory" \
+            --save '' --appendonly yes >"$redis_directory/log" 2>&1 &
+        redis_process=$!
+        for _ in {1..200}; do
+            # Somebody else's server may have the port.
+            redis-cli -p "$redis_port" info server 2>/dev/null |
+                grep "^process_id:$redis_process[^0-9]" >/dev/null && return
+            kill -0 "$redis_process" 2>/dev/null || continue 2
+            sleep 0.05
+        done
+        break
+    done
+    cat "$redis_directory/log"
+    return 1
+}
+
+stop_redis() {
+    kill $redis_process && wait $redis_process || true
+    rm -rf "$redis_directory"
+}
+
 step 'examples'
 cargo build --all-features --examples
 cargo run --all-features --example payments
 cargo run --all-features --example custom_store
+start_redis
+# Twice: what the first run leaves on the server must not disturb the second.
+for _ in 1 2; do
+    cargo run --all-features --example payments -- "redis://127.0.0.1:$redis_port"
+done
+cargo run --all-features --example redis_cluster_nodes -- "redis://127.0.0.1:$redis_port"
 
 step 'package'
 cargo package --allow-dirty

@@ -12,8 +12,9 @@ use http_body_util::Full;
 use proptest::prelude::*;
 use support::faults::{Call, FaultStore};
 use support::pieces::{assert_ran, assert_refused, assert_replays, cases, handler};
+use support::stores::store;
 use support::{counting, created, post, send};
-use tower_idempotency::store::{Forgot, KeyStore, MemoryStore, Phase};
+use tower_idempotency::store::{Forgot, KeyStore, Phase};
 use tower_idempotency::{
     IdempotencyKey, IdempotencyLayer, Operation, RecordId, RejectionKind, Scope, ScopeExtractor,
     SharedByAllCallers, by_extension, by_trusted_header, scope_fn,
@@ -30,7 +31,7 @@ fn from(accounts: &[&[u8]]) -> Request<Full<Bytes>> {
 
 #[tokio::test]
 async fn two_callers_never_meet_and_each_gets_its_own_answer_again() {
-    let store = MemoryStore::new();
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), by_trusted_header("x-account"));
     let (service, runs) = counting(&layer);
     let callers: [&[u8]; 6] = [b"ann", b"bob", b"Ann", b"ann ", b"\xe9", b"ann,bob"];
@@ -48,13 +49,13 @@ async fn two_callers_never_meet_and_each_gets_its_own_answer_again() {
         let refused = send(&service, other).await;
         assert_refused(&refused, RejectionKind::KeyReused);
     }
-    assert_eq!((runs.get(), store.len()), (6, 6));
+    assert_eq!((runs.get(), store.count(Call::Complete)), (6, 6));
     assert_eq!(layer.in_flight().count(), 0);
 }
 
 #[tokio::test]
 async fn another_request_of_another_caller_is_no_mismatch() {
-    let layer = IdempotencyLayer::new(MemoryStore::new(), by_trusted_header("x-account"));
+    let layer = IdempotencyLayer::new(store(), by_trusted_header("x-account"));
     let (service, runs) = counting(&layer);
     assert_ran(&send(&service, from(&[b"ann"])).await, 1, true);
     let mut other = from(&[b"bob"]);
@@ -64,7 +65,7 @@ async fn another_request_of_another_caller_is_no_mismatch() {
 }
 
 async fn assert_unknown(scope: impl ScopeExtractor, request: Request<Full<Bytes>>) {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), scope);
     let (service, runs) = counting(&layer);
     let refused = send(&service, request).await;
@@ -89,7 +90,7 @@ async fn no_scope_is_refused_before_the_store_is_asked() {
 
 #[tokio::test]
 async fn a_request_without_a_key_needs_no_scope() {
-    let layer = IdempotencyLayer::new(MemoryStore::new(), by_trusted_header("x-account"));
+    let layer = IdempotencyLayer::new(store(), by_trusted_header("x-account"));
     let (service, runs) = counting(&layer);
     let mut request = from(&[]);
     request.headers_mut().remove("idempotency-key");
@@ -103,7 +104,7 @@ struct User(&'static str);
 #[tokio::test]
 async fn what_authentication_left_in_the_extensions_is_a_scope() {
     let scope = by_extension(|user: &User| Scope::new(user.0));
-    let layer = IdempotencyLayer::new(MemoryStore::new(), scope);
+    let layer = IdempotencyLayer::new(store(), scope);
     let (service, runs) = counting(&layer);
     let of = |user, token: &'static str| {
         let mut request = from(&[]);
@@ -124,7 +125,7 @@ async fn what_authentication_left_in_the_extensions_is_a_scope() {
 async fn a_scope_that_panics_does_so_before_the_store_is_asked() {
     use tower::ServiceExt;
 
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), scope_fn(|_| panic!("no session")));
     let (service, runs) = counting(&layer);
     let sent = async move { service.oneshot(from(&[])).await };
@@ -135,7 +136,7 @@ async fn a_scope_that_panics_does_so_before_the_store_is_asked() {
 
 #[tokio::test]
 async fn namespaces_on_one_store_do_not_meet() {
-    let store = MemoryStore::new();
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), by_trusted_header("x-account"));
     let layers = [
         layer.clone(),
@@ -150,17 +151,17 @@ async fn namespaces_on_one_store_do_not_meet() {
         assert_replays(&first, &send(&service, from(&[b"ann"])).await);
         assert_eq!(runs.get(), 1);
     }
-    assert_eq!(store.len(), 4);
+    assert_eq!(store.count(Call::Complete), 4);
     // Layers of one namespace share their records.
     let twin = IdempotencyLayer::new(store.clone(), by_trusted_header("x-account"));
     let (service, runs) = counting(&twin.namespace("pay"));
     assert!(send(&service, from(&[b"ann"])).await.is_replay());
-    assert_eq!((runs.get(), store.len()), (0, 4));
+    assert_eq!((runs.get(), store.count(Call::Complete)), (0, 4));
 }
 
 #[tokio::test]
 async fn an_operator_finds_the_record_by_namespace_scope_and_key() {
-    let store = MemoryStore::new();
+    let store = store();
     let scope = |account: &[u8]| Scope::new("tenant").and(account);
     let layer = IdempotencyLayer::new(
         store.clone(),
@@ -203,7 +204,7 @@ async fn an_operator_finds_the_record_by_namespace_scope_and_key() {
 
 #[tokio::test]
 async fn the_scope_of_all_callers_is_no_callers_own() {
-    let store = MemoryStore::new();
+    let store = store();
     let shared = IdempotencyLayer::new(store.clone(), SharedByAllCallers);
     let (service, runs) = counting(&shared);
     let first = send(&service, from(&[b"ann"])).await;
@@ -294,7 +295,7 @@ proptest! {
 
 #[tokio::test]
 async fn an_operator_finds_the_record_of_a_shared_key() {
-    let store = MemoryStore::new();
+    let store = store();
     let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers).namespace("payments");
     let (service, runs) = support::counting(&layer);
     support::send(&service, support::post("k", "charge 5")).await;

@@ -10,19 +10,20 @@ use std::time::Duration;
 use http::StatusCode;
 use support::faults::{Call, Fault, FaultStore};
 use support::scripted::{Planned, executed, idle, let_run, ms, plan, secs, spawn};
+use support::stores::store;
 use support::{Answer, Runs, post, send};
 use tokio::time::{Instant, sleep};
-use tower_idempotency::store::{MemoryStore, StoreErrorKind};
+use tower_idempotency::store::{AnyStore, MemoryStore, StoreErrorKind};
 use tower_idempotency::{
     FailurePolicy, IdempotencyLayer, OutagePolicy, Outcome, RejectionKind, SharedByAllCallers,
 };
 
 use StoreErrorKind::{Ambiguous, Corrupt, Full, Misconfigured, NotApplied, Quota};
 
-type Layer = IdempotencyLayer<FaultStore<MemoryStore>>;
+type Layer = IdempotencyLayer<FaultStore<AnyStore>>;
 
-fn layer() -> (FaultStore<MemoryStore>, Layer) {
-    let store = FaultStore::new(MemoryStore::new());
+fn layer() -> (FaultStore<AnyStore>, Layer) {
+    let store = FaultStore::new(store());
     let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers);
     (store, layer)
 }
@@ -372,9 +373,9 @@ async fn a_store_that_is_gone_for_good_is_given_up_at_max_hold() {
         Fault::Refused(Full),
         Fault::Hangs,
     ] {
-        let (store, layer) = layer();
-        let layer = layer.max_hold(secs(60));
-        let (service, runs) = at_once(&layer, 201);
+        let store = FaultStore::new(MemoryStore::new());
+        let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers).max_hold(secs(60));
+        let (service, runs) = plan(&layer, [(Duration::ZERO, 201)]);
         store.always(Call::Complete, fault);
         let first = send(&service, post("k", "charge 5")).await;
         is_true(&first, 201);

@@ -22,20 +22,21 @@ use hyper_util::rt::TokioIo;
 use support::pieces::{self, Script, Step, assert_ran, assert_replays};
 use support::scripted::{executed, full, handling, idle, let_run, secs};
 use support::server::Server;
+use support::stores::store;
 use support::wire::Http1;
 use support::{Runs, created, post, send};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{advance, sleep};
+use tokio::time::sleep;
 use tower::{Layer, ServiceExt};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_idempotency::store::{KeyStore, MemoryStore};
+use tower_idempotency::store::{Forgot, KeyStore};
 use tower_idempotency::{
     FailurePolicy, IdempotencyKey, IdempotencyLayer, Operation, Outcome, RecordId, RequestBody,
     Scope, SharedByAllCallers, by_trusted_header, scope_fn,
 };
 
-fn layer() -> IdempotencyLayer<MemoryStore> {
-    IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
+fn layer() -> IdempotencyLayer {
+    IdempotencyLayer::new(store(), SharedByAllCallers)
 }
 
 tokio::task_local! {
@@ -241,9 +242,10 @@ async fn a_stream_that_begins_with_an_empty_chunk_is_streamed_and_recorded_whole
 /// key for downstream.
 type Told = (u64, bool, bool, String);
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn an_operation_tells_its_attempt_and_one_key_for_downstream_over_all_of_them() {
-    let layer = layer().retention(secs(100));
+    let store = store();
+    let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers);
     let told = Arc::new(Mutex::new(Vec::<Told>::new()));
     let service = handling(&layer, {
         let told = told.clone();
@@ -264,8 +266,10 @@ async fn an_operation_tells_its_attempt_and_one_key_for_downstream_over_all_of_t
         for _ in 0..5 {
             send(&service, post("k", "charge 5")).await;
         }
-        // Attempts start again once retention has ended.
-        advance(secs(100)).await;
+        // Attempts start again once the record is gone.
+        let key = IdempotencyKey::new("k").unwrap();
+        let id = RecordId::new("", &Scope::from(SharedByAllCallers), &key);
+        assert_eq!(store.forget(&id).await.unwrap(), Forgot::Forgotten);
     }
     let told = told.lock().unwrap();
     let attempts: Vec<_> = told.iter().map(|told| told.0).collect();
@@ -299,7 +303,7 @@ async fn child_keys<K: KeyStore>(
 
 #[tokio::test]
 async fn a_key_for_downstream_differs_for_label_key_request_caller_and_namespace() {
-    let layer = IdempotencyLayer::new(MemoryStore::new(), by_trusted_header("x-account"));
+    let layer = IdempotencyLayer::new(store(), by_trusted_header("x-account"));
     let by = |account, key, body: &'static str| {
         let mut request = post(key, body);
         let account = HeaderValue::from_static(account);
@@ -337,8 +341,8 @@ async fn a_key_for_downstream_differs_for_label_key_request_caller_and_namespace
 #[tokio::test]
 async fn ids_and_keys_for_downstream_are_the_same_in_every_version() {
     let scope = || Scope::new("acct_1").and("user_7");
-    let layer = IdempotencyLayer::new(MemoryStore::new(), scope_fn(move |_| Some(scope())))
-        .namespace("payments");
+    let layer =
+        IdempotencyLayer::new(store(), scope_fn(move |_| Some(scope()))).namespace("payments");
     let keys = child_keys(&layer, post("order-7", "charge 5"), ["charge", ""]).await;
     assert_eq!(
         keys,

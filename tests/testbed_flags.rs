@@ -44,8 +44,8 @@ fn a_misused_command_line_is_told_on_stderr_with_exit_code_2() {
         (&["--listen", "nowhere"], "--listen cannot be `nowhere`"),
         (&["--store", "paper"], "no store is called `paper`"),
         (
-            &["--store", "redis"],
-            "the store `redis` is not compiled in",
+            &["--store", "sqlite"],
+            "the store `sqlite` is not compiled in",
         ),
         (&["--retention-ms", "0"], "--retention-ms cannot be `0`"),
         (&["--lease-ms=soon"], "--lease-ms cannot be `soon`"),

@@ -14,6 +14,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use support::faults::{Call, FaultStore};
 use support::gates::{Gate, until};
+use support::stores::store;
 use support::{Answer, Runs, post, read};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -21,17 +22,17 @@ use tower::limit::ConcurrencyLimit;
 use tower::load_shed::error::Overloaded;
 use tower::timeout::error::Elapsed;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
-use tower_idempotency::store::MemoryStore;
+use tower_idempotency::store::AnyStore;
 use tower_idempotency::{
     FailurePolicy, IdempotencyLayer, Outcome, RequestBody, SharedByAllCallers,
 };
 
-type Store = FaultStore<MemoryStore>;
+type Store = FaultStore<AnyStore>;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn layer() -> (IdempotencyLayer<Store>, Store) {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     (
         IdempotencyLayer::new(store.clone(), SharedByAllCallers),
         store,

@@ -13,9 +13,9 @@ use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRAILER};
 use http_body_util::{BodyExt, Full};
 use support::gates::{until, with_trailers};
 use support::server::Server;
+use support::stores::store;
 use support::wire::{Http1, Http2, http1_post};
 use support::{Answer, Runs};
-use tower_idempotency::store::MemoryStore;
 use tower_idempotency::{IdempotencyLayer, InFlight, SharedByAllCallers};
 
 const CHECKSUM: HeaderName = HeaderName::from_static("x-checksum");
@@ -42,8 +42,7 @@ fn known() -> Body {
 
 impl Api {
     async fn start(limit: usize) -> Self {
-        let layer = IdempotencyLayer::new(MemoryStore::new(), SharedByAllCallers)
-            .response_body_limit(limit);
+        let layer = IdempotencyLayer::new(store(), SharedByAllCallers).response_body_limit(limit);
         let runs = Runs::default();
         let announced = |body: fn() -> Body| {
             let runs = runs.clone();

@@ -11,8 +11,9 @@ use http::Response;
 use support::faults::{Call, Fault, FaultStore};
 use support::post;
 use support::scripted::{Script, Seen, Step, answer, data, handling, idle, ms, secs};
+use support::stores::store;
 use tower::ServiceExt;
-use tower_idempotency::store::{MemoryStore, StoreErrorKind};
+use tower_idempotency::store::StoreErrorKind;
 use tower_idempotency::{FailurePolicy, IdempotencyLayer, SharedByAllCallers};
 
 /// Answers of every shape.
@@ -83,7 +84,7 @@ async fn the_first_answer_is_the_one_of_the_handler_byte_for_byte() {
         for call in ends {
             for fault in faults() {
                 for policy in [FailurePolicy::RunAgain, FailurePolicy::Refuse] {
-                    let store = FaultStore::new(MemoryStore::new());
+                    let store = FaultStore::new(store());
                     store.always(call, fault);
                     let layer = IdempotencyLayer::new(store.clone(), SharedByAllCallers)
                         .response_body_limit(4_096)

@@ -11,12 +11,14 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::Full;
 use support::faults::{Call, Fault, FaultStore};
+use support::gates::until;
 use support::scripted::{Planned, executed, full, idle, let_run, plan, secs, spawn};
+use support::stores::store;
 use support::{Runs, post, read, send};
 use tokio::time::{Instant, sleep};
 use tower::limit::ConcurrencyLimitLayer;
 use tower::{Layer, ServiceBuilder, ServiceExt};
-use tower_idempotency::store::{KeyStore, MemoryStore, StoreErrorKind};
+use tower_idempotency::store::{KeyStore, StoreErrorKind};
 use tower_idempotency::{
     ConflictPolicy, IdempotencyLayer, Operation, OutagePolicy, RequestBody, SharedByAllCallers,
 };
@@ -52,7 +54,7 @@ fn limited<K: KeyStore>(layer: &IdempotencyLayer<K>, permits: usize) -> (Planned
 
 #[tokio::test(start_paused = true)]
 async fn a_waiter_whose_client_leaves_is_gone_at_once() {
-    let layer = waiting(MemoryStore::new(), secs(60));
+    let layer = waiting(store(), secs(60));
     let (service, runs) = plan(&layer, [(secs(5), 500), (secs(5), 201)]);
     let first = spawn(&service, "k").await;
     let waiter = spawn(&service, "k").await;
@@ -69,7 +71,7 @@ async fn a_waiter_whose_client_leaves_is_gone_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_in_the_middle_of_its_first_claim_does_not_wait_on_alone() {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     let layer = waiting(store.clone(), secs(600));
     let (service, runs) = plan(&layer, [(secs(60), 500), (secs(5), 201)]);
     let first = spawn(&service, "k").await;
@@ -94,15 +96,14 @@ async fn a_client_that_leaves_in_the_middle_of_its_first_claim_does_not_wait_on_
 
 #[tokio::test(start_paused = true)]
 async fn a_waiter_that_leaves_in_the_middle_of_its_second_claim_does_not_run() {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     let layer = waiting(store.clone(), secs(60));
     let (service, runs) = plan(&layer, [(secs(5), 500), (secs(5), 201)]);
     let first = spawn(&service, "k").await;
     let waiter = spawn(&service, "k").await;
     store.once(Call::Claim, Fault::Slow(secs(1)));
     assert_eq!(first.await.unwrap().status, 500);
-    let_run().await;
-    assert_eq!(store.count(Call::Claim), 3);
+    until("it claims again", || store.count(Call::Claim) == 3).await;
     waiter.abort();
     let_run().await;
     idle(&layer).await;
@@ -118,7 +119,7 @@ async fn a_waiter_that_leaves_in_the_middle_of_its_second_claim_does_not_run() {
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_holds_no_permit_of_the_inner_service() {
-    let layer = waiting(MemoryStore::new(), secs(60));
+    let layer = waiting(store(), secs(60));
     let (service, runs) = limited(&layer, 2);
     let first = tokio::spawn(service.clone().oneshot(post("k", "charge 5")));
     let_run().await;
@@ -142,7 +143,8 @@ async fn who_waits_holds_no_permit_of_the_inner_service() {
 
 #[tokio::test(start_paused = true)]
 async fn a_waiter_that_leaves_while_its_service_is_made_ready_gives_the_key_back_at_once() {
-    let layer = waiting(MemoryStore::new(), secs(60));
+    let store = FaultStore::new(store());
+    let layer = waiting(store.clone(), secs(60));
     let (unlimited, runs) = plan(&layer, [(secs(5), 500), (secs(5), 201)]);
     let (limited, limited_runs) = limited(&layer, 1);
     let first = spawn(&unlimited, "k").await;
@@ -152,6 +154,7 @@ async fn a_waiter_that_leaves_while_its_service_is_made_ready_gives_the_key_back
     let other = tokio::spawn(limited.clone().oneshot(post("other", "charge 5")));
     let_run().await;
     assert_eq!(first.await.unwrap().status, 500);
+    until("the waiter claims again", || store.count(Call::Claim) == 4).await;
     let_run().await;
     // Now the waiter has the key, and asks in vain for the permit.
     let retry = send(&unlimited, post("other", "charge 6")).await;
@@ -171,7 +174,7 @@ async fn a_waiter_that_leaves_while_its_service_is_made_ready_gives_the_key_back
 
 #[tokio::test(start_paused = true)]
 async fn who_runs_unprotected_after_a_wait_calls_a_service_that_is_ready() {
-    let store = FaultStore::new(MemoryStore::new());
+    let store = FaultStore::new(store());
     let layer = waiting(store.clone(), secs(60)).on_outage(OutagePolicy::RunUnprotected);
     let (service, runs) = limited(&layer, 2);
     let first = tokio::spawn(service.clone().oneshot(post("k", "charge 5")));

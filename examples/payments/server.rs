@@ -12,14 +12,18 @@ use axum::routing::{get, post};
 use axum::{Extension, Form, Json, Router};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tower_idempotency::store::MemoryStore;
+use tower_idempotency::store::AnyStore;
 use tower_idempotency::{IdempotencyLayer, Operation, Scope, by_extension};
 
 use crate::gateway::{Charge, Gateway, GatewayDown};
 
-pub(crate) async fn serve(listener: TcpListener, gateway: Gateway) -> io::Result<()> {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    store: AnyStore,
+    gateway: Gateway,
+) -> io::Result<()> {
     let scope = by_extension(|account: &Account| Scope::new(account.0));
-    let idempotency = IdempotencyLayer::new(MemoryStore::new(), scope).require_key(true);
+    let idempotency = IdempotencyLayer::new(store, scope).require_key(true);
     let in_flight = idempotency.in_flight();
 
     let app = Router::new()

@@ -15,7 +15,8 @@ Usage: testbed [FLAG]...        --flag VALUE and --flag=VALUE are the same
 
   --listen ADDRESS              127.0.0.1:0; port 0 takes a free one
   --store NAME                  memory; or sqlite, redis, postgres, where compiled in
-  --store-url URL               where the store is; memory has no use for it
+  --store-url URL               where the store is: redis://HOST:PORT/DATABASE, or several
+                                separated by commas for a cluster; memory has no use for it
   --retention-ms N              86400000; how long an answer is kept
   --lease-ms N                  30000; how long a claim stands unless it is renewed
   --max-hold-ms N               900000; how long one run may hold its key
@@ -33,12 +34,13 @@ Usage: testbed [FLAG]...        --flag VALUE and --flag=VALUE are the same
 
 pub(crate) enum Command {
     Help,
-    Serve(Args),
+    Serve(Box<Args>),
 }
 
 pub(crate) struct Args {
     pub(crate) listen: SocketAddr,
     pub(crate) store: String,
+    pub(crate) store_url: Option<String>,
     pub(crate) retention: Duration,
     pub(crate) lease: Duration,
     pub(crate) max_hold: Duration,
@@ -56,6 +58,7 @@ impl Default for Args {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             store: "memory".to_owned(),
+            store_url: None,
             retention: Duration::from_secs(24 * 60 * 60),
             lease: Duration::from_secs(30),
             max_hold: Duration::from_secs(15 * 60),
@@ -71,7 +74,7 @@ impl Default for Args {
 }
 
 pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Command, String> {
-    let mut args = Args::default();
+    let mut args = Box::new(Args::default());
     let mut words = words.into_iter().peekable();
     while let Some(word) = words.next() {
         let (name, attached) = match word.split_once('=') {
@@ -92,7 +95,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Command, 
             "--no-layer" => args.no_layer = true,
             "--listen" => args.listen = address(name, &value()?)?,
             "--store" => args.store = value()?,
-            "--store-url" => drop(value()?),
+            "--store-url" => args.store_url = Some(value()?),
             "--retention-ms" => args.retention = millis(name, &value()?)?,
             "--lease-ms" => args.lease = lease(name, &value()?)?,
             "--max-hold-ms" => args.max_hold = millis(name, &value()?)?,

@@ -9,10 +9,16 @@
 
 pub mod faults;
 pub mod gates;
+pub mod history;
 pub mod pieces;
+pub mod proxy;
+#[cfg(feature = "redis")]
+pub mod redis;
 pub mod scripted;
 pub mod server;
+pub mod stores;
 pub mod testbed;
+pub mod torture;
 pub mod wire;
 
 use std::convert::Infallible;

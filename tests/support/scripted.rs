@@ -18,6 +18,8 @@ use tower::{Layer, Service, ServiceExt};
 use tower_idempotency::store::KeyStore;
 use tower_idempotency::{IdempotencyLayer, Operation, Outcome, RequestBody, ResponseBody};
 
+use super::stores;
+
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What a scripted body does next.
@@ -220,10 +222,17 @@ pub async fn idle<K>(layer: &IdempotencyLayer<K>) {
     assert_eq!(idle.count(), 0);
 }
 
-/// Lets every task run that can, without any time passing.
+/// Lets every task run that can, and every store answer, without any time passing.
 pub async fn let_run() {
-    for _ in 0..40 {
-        tokio::task::yield_now().await;
+    loop {
+        let mut all_answered = true;
+        for _ in 0..40 {
+            tokio::task::yield_now().await;
+            all_answered &= !stores::is_asked();
+        }
+        if all_answered {
+            return;
+        }
     }
 }
 
@@ -240,10 +249,19 @@ pub fn plan<K: KeyStore, const N: usize>(
     layer: &IdempotencyLayer<K>,
     plan: [(Duration, u16); N],
 ) -> (Planned, super::Runs) {
+    let ([service], runs) = plan_on([layer], plan);
+    (service, runs)
+}
+
+/// The same handler on several nodes, whose runs are counted together.
+pub fn plan_on<K: KeyStore, const M: usize, const N: usize>(
+    nodes: [&IdempotencyLayer<K>; M],
+    plan: [(Duration, u16); N],
+) -> ([Planned; M], super::Runs) {
     let runs = super::Runs::default();
-    let service = handling(layer, {
+    let handler = {
         let runs = runs.clone();
-        move |operation| {
+        move |operation: Option<Operation>| {
             let run = runs.add();
             let (time, status) = plan[run.min(N) - 1];
             async move {
@@ -254,8 +272,9 @@ pub fn plan<K: KeyStore, const N: usize>(
                 full(status, format!("run {run} attempt {attempt}"))
             }
         }
-    });
-    (Planned::new(service), runs)
+    };
+    let services = nodes.map(|layer| Planned::new(handling(layer, handler.clone())));
+    (services, runs)
 }
 
 /// Sends a request of this key in a task of its own, and lets it come as far as it can.

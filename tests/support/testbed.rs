@@ -12,6 +12,7 @@ use tokio::process::{Child, ChildStdout};
 use tokio::time::timeout;
 
 use super::Answer;
+use super::stores;
 use super::wire::{Http1, http1_post};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,8 +26,14 @@ pub struct Testbed {
 }
 
 impl Testbed {
+    /// Over the store that the tests run over, unless the flags name one.
     pub async fn start(flags: &[&str]) -> Self {
+        let store = match flags.iter().any(|flag| flag.starts_with("--store")) {
+            true => Vec::new(),
+            false => stores::testbed_flags(),
+        };
         let mut child = tokio::process::Command::new(binary())
+            .args(store)
             .args(flags)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -113,8 +120,9 @@ pub fn run(flags: &[&str]) -> Output {
     Command::new(binary()).args(flags).output().unwrap()
 }
 
-/// Next to the tests, where cargo puts examples. It is built if it is not there, or older
-/// than its sources: for a single test, cargo builds no examples.
+/// Next to the tests, where cargo puts examples. It is built if it is not there, older than
+/// its sources, or without a store that the tests have: for a single test, cargo builds no
+/// examples.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
@@ -124,12 +132,20 @@ fn binary() -> &'static Path {
         let binary = profile.join("examples").join(name);
         let sources = ["src", "examples/testbed.rs", "examples/testbed"];
         let changed = sources.iter().map(|path| last_change(path.as_ref())).max();
-        if binary.exists() && Some(last_change(&binary)) >= changed {
+        let has_redis = || {
+            let asked = Command::new(&binary).args(["--store", "redis"]).output();
+            !String::from_utf8_lossy(&asked.unwrap().stderr).contains("not compiled in")
+        };
+        let is_new = binary.exists() && Some(last_change(&binary)) >= changed;
+        if is_new && (cfg!(not(feature = "redis")) || has_redis()) {
             return binary;
         }
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--example", "testbed", "--target-dir"]);
         cargo.arg(profile.parent().unwrap());
+        if cfg!(feature = "redis") {
+            cargo.args(["--features", "redis"]);
+        }
         if profile.ends_with("release") {
             cargo.arg("--release");
         }

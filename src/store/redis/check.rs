@@ -165,9 +165,6 @@ where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
     pub(super) async fn audit(&self) -> Result<Vec<Finding>, CheckError> {
-        // A script has to run there at all.
-        let nobody = RecordId::from_bytes([0; 32]);
-        self.lookup(&nobody).await.map_err(CheckError::Store)?;
         let findings = match self.ask("INFO", "").await {
             Ok(info) => self.judge(info).await?,
             Err(error) if is_forbidden(&error) => vec![Finding {
@@ -181,6 +178,9 @@ where
         if findings.iter().any(|finding| finding.risk.is_unfit()) {
             return Err(CheckError::Unfit(findings));
         }
+        // A script has to run there at all.
+        let nobody = RecordId::from_bytes([0; 32]);
+        self.lookup(&nobody).await.map_err(CheckError::Store)?;
         Ok(findings)
     }
 

@@ -9,8 +9,12 @@ use crate::model::error::{StoreError, StoreErrorKind};
 
 /// The error of a connection as the store's, with the driver's as its source.
 pub(super) fn store_error<C: 'static>(error: RedisError) -> StoreError {
+    let is_redirection = matches!(error.kind(), ErrorKind::Server(ServerErrorKind::Moved));
     let kind = match kind(&error) {
-        StoreErrorKind::NotApplied if !sends_once::<C>() => StoreErrorKind::Ambiguous,
+        kind if sends_once::<C>() => kind,
+        StoreErrorKind::NotApplied => StoreErrorKind::Ambiguous,
+        // While slots move, two nodes may send it to and fro for a moment.
+        _ if is_redirection => StoreErrorKind::Ambiguous,
         kind => kind,
     };
     StoreError::new(kind, error)
@@ -181,6 +185,12 @@ mod tests {
 
     #[test]
     fn nothing_is_known_of_a_connection_that_may_have_sent_it_before() {
+        let moved = redis::parse_redis_value(b"-MOVED 3999 127.0.0.1:6381\r\n");
+        let moved = moved.and_then(Value::extract_error).unwrap_err();
+        assert_eq!(
+            store_error::<SendsAgain>(moved).kind(),
+            StoreErrorKind::Ambiguous
+        );
         let refused = || RedisError::from(io::Error::from(io::ErrorKind::ConnectionRefused));
         let kinds = [
             store_error::<MultiplexedConnection>(refused()).kind(),

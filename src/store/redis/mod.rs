@@ -70,6 +70,7 @@
 //! | driver | `ConnectionManager` | connects anew when the connection breaks; a bare `MultiplexedConnection` never does |
 //! | driver | its response time-out, 500 ms by default | below the layer's [`store_timeout`](crate::IdempotencyLayer::store_timeout) of 2 s, so that the layer hears what went wrong |
 //! | driver | its `number_of_retries`, 6 by default: how often it tries to connect | with 1, a server that is down is known to be down before `store_timeout` ends |
+//! | driver | [`TcpSettings::set_user_timeout`](::redis::io::tcp::TcpSettings) | a server that vanishes without a word is left after that long, and not after minutes |
 //! | driver | no reading from replicas of a cluster | one that lags takes a run for lost that is not |
 //!
 //! An ACL needs `+evalsha +eval +get +getrange +set +setrange +strlen +del +unlink +pexpire
