@@ -39,6 +39,13 @@ done
 step 'tests and doctests, all features'
 cargo test --all-features
 
+step 'behaviour tests over Redis'
+over_redis=()
+for file in $(grep -l 'stores::' tests/*.rs); do
+    over_redis+=(--test "$(basename "$file" .rs)")
+done
+IDEMPOTENCY_TEST_STORE=redis cargo test --all-features "${over_redis[@]}"
+
 step 'tests and doctests, default features'
 cargo test
 

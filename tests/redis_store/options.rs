@@ -17,7 +17,7 @@ struct Nowhere;
 
 impl ConnectionLike for Nowhere {
     fn req_packed_command<'a>(&'a mut self, _: &'a Cmd) -> RedisFuture<'a, Value> {
-        unimplemented!("nothing is sent")
+        unreachable!("nothing is sent")
     }
 
     fn req_packed_commands<'a>(
@@ -26,7 +26,7 @@ impl ConnectionLike for Nowhere {
         _: usize,
         _: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        unimplemented!("nothing is sent")
+        unreachable!("nothing is sent")
     }
 
     fn get_db(&self) -> i64 {

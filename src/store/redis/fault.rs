@@ -84,6 +84,7 @@ fn kind_of_code(code: &str) -> StoreErrorKind {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::io;
 

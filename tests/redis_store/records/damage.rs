@@ -279,7 +279,8 @@ async fn a_request_whose_record_is_damaged_is_refused_and_never_runs() {
         let key = IdempotencyKey::new(key).unwrap();
         RecordId::new("", &Scope::new("account 7"), &key)
     };
-    let damages: [(&str, fn(&mut Vec<u8>)); 6] = [
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 6] = [
         ("cut in its head", |value| value.truncate(80)),
         ("cut in its answer", |value| value.truncate(value.len() - 1)),
         ("of a later format", |value| value[HEAD_LEN + 1] = 2),

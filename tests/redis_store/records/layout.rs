@@ -139,8 +139,8 @@ async fn records_of_every_other_state_written_by_hand_are_what_they_say() {
             ) => [told, lease_left]
                 .iter()
                 .all(|left| left.as_millis().abs_diff(10_000) < 5_000),
-            ("sealed", Claimed::Abandoned { attempt: 7 }, Phase::Sealed) => true,
-            ("free", Claimed::Acquired(Hold { attempt: 8, .. }), Phase::Failed) => true,
+            ("sealed", Claimed::Abandoned { attempt: 7 }, Phase::Sealed)
+            | ("free", Claimed::Acquired(Hold { attempt: 8, .. }), Phase::Failed) => true,
             ("free", Claimed::Acquired(Hold { attempt: 8, .. }), Phase::Running { lease_left }) => {
                 lease_left.is_zero()
             }
