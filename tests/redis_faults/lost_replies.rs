@@ -150,26 +150,6 @@ async fn a_read_whose_reply_is_lost_changes_nothing_and_is_made_again() {
 }
 
 #[tokio::test]
-async fn a_long_answer_that_breaks_off_is_asked_for_again() {
-    let line = Line::new().await;
-    let request = request();
-    let hold = acquires(&line.store, &request).await;
-    let record = record(vec![b'x'; 1 << 20]);
-    line.store.complete(&hold, &record, KEPT).await.unwrap();
-    for after in [0, 1, 100, 500_000, 1 << 20] {
-        // It is read without a script.
-        line.proxy
-            .strike_only("\r\nGET\r\n", Strike::CutInMidReply(after));
-        let broken_off = line.store.claim(&retry_of(&request)).await;
-        assert_eq!(error_of(broken_off), StoreErrorKind::Ambiguous, "{after}");
-        assert_eq!(line.proxy.pending_strikes(), 0);
-        let found = line.store.claim(&retry_of(&request)).await.unwrap();
-        let record = record.clone();
-        assert_eq!(found, Claimed::Completed { attempt: 1, record });
-    }
-}
-
-#[tokio::test]
 async fn what_an_operator_does_stands_though_its_reply_is_lost() {
     for (strike, applied) in STRIKES {
         let line = Line::new().await;

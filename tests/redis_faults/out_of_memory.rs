@@ -135,30 +135,6 @@ async fn a_full_server_runs_nothing_new_and_replays_what_is_done() {
     }
 }
 
-/// However long it takes: a record without its body would need room as well.
-#[tokio::test]
-async fn a_record_that_finds_no_room_is_kept_whole_when_there_is() {
-    let server = RedisServer::start().await;
-    let layer = layer(&store_on(&server).await).lease(ms(1_000));
-    let gate = Gate::default();
-    let (service, runs) = gated(&layer, &gate);
-    let first = spawn(&service, "k").await;
-    gate.until_arrived(1).await;
-    limit_memory(&server, NOTHING).await;
-    gate.open_for_all();
-    let first = first.await.unwrap();
-    assert_true_answer(&first, "run 1 attempt 1", false);
-    // Longer than the lease was when memory ran out.
-    tokio::time::sleep(ms(1_500)).await;
-    assert_eq!(layer.in_flight().count(), 1);
-    limit_memory(&server, UNLIMITED).await;
-    let retry = charge_patiently(&service, "k").await;
-    assert!(retry.is_replay(), "{retry:?}");
-    assert_eq!((retry.text(), runs.get()), ("run 1 attempt 1", 1));
-    idle(&layer).await;
-    assert_on_record(&service, "k", &first, &runs).await;
-}
-
 #[tokio::test]
 async fn requests_that_fill_a_server_run_once_each_and_what_was_stored_is_replayed() {
     let server = RedisServer::start_with(&["--maxmemory", "3mb"]).await;
