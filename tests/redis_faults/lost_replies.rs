@@ -3,9 +3,7 @@
 
 use std::fmt::Debug;
 
-use tower_idempotency::store::{
-    Claimed, Completion, Forgot, KeyStore, Ownership, Phase, StoreErrorKind,
-};
+use tower_idempotency::store::{Claimed, Completion, Forgot, KeyStore, Ownership, Phase};
 
 use crate::scene::*;
 use crate::support::proxy::Strike::{self, CutInMidReply, CutRequest, DropReply};

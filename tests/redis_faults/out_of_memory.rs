@@ -9,10 +9,8 @@ use tower_idempotency::store::{
 use tower_idempotency::{OutagePolicy, RejectionKind};
 
 use crate::scene::*;
-use crate::support::gates::Gate;
 use crate::support::pieces::assert_refused;
 use crate::support::redis::RedisServer;
-use crate::support::scripted::spawn;
 
 /// Less than an empty server uses.
 const NOTHING: &str = "1";

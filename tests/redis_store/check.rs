@@ -2,7 +2,6 @@
 //! what to set.
 
 mod acl;
-mod cluster;
 
 use std::error::Error;
 use std::time::Duration;
