@@ -50,6 +50,17 @@ fn an_attempt_has_one_owner_and_follows_from_those_before() {
         Rule::Attempt,
         [first(), second(), claim(3).at(60, 61, asks_for_less)],
     );
+    // Its owner knows no better: the answer to its claim was lost. The store does.
+    let doubtful = |attempt| {
+        [
+            first(),
+            claim(2).without_answer(50),
+            complete(2, "paid").at(60, 61, Answer::Stored),
+            claim(3).at(70, 71, completed(attempt, "paid")),
+        ]
+    };
+    is_legal(doubtful(2));
+    breaks(Rule::SharedAttempt, doubtful(1));
     // One in between may have been granted, and its owner never heard of it.
     is_legal([
         first(),
@@ -261,6 +272,12 @@ fn a_run_that_is_done_away_with_within_its_lease_is_found() {
         Rule::LiveRun,
         during(forget().at(30, 31, Answer::Forgotten)),
     );
+    for phase in [Phase::Failed, Phase::Sealed] {
+        is_legal(during(lookup().at(39, 40, found(1, phase.clone()))));
+        breaks(Rule::LiveRun, during(lookup().at(38, 39, found(1, phase))));
+    }
+    let abandoned = Answer::Abandoned { attempt: 1 };
+    breaks(Rule::LiveRun, during(claim(2).at(38, 39, abandoned)));
     breaks(
         Rule::LiveRun,
         during(resolve("found out").at(30, 31, Answer::Resolved)),

@@ -5,6 +5,7 @@
 use std::fmt::Debug;
 use std::future::Future;
 
+use futures_util::future::join_all;
 use redis::aio::ConnectionManagerConfig;
 use tokio::time::Instant;
 use tower_idempotency::store::{Claimed, Completion, KeyStore, Phase, StoreErrorKind};
@@ -125,21 +126,23 @@ async fn a_call_that_is_applied_after_a_take_over_changes_nothing() {
 
 #[tokio::test]
 async fn a_claim_that_a_stopped_server_applies_late_runs_nothing_and_does_not_hold_its_key() {
-    for policy in [OutagePolicy::Reject, OutagePolicy::RunUnprotected] {
-        let (server, store, patient) = scene().await;
-        let layer = layer(&store).lease(ms(500)).on_outage(policy);
-        let (service, runs) = at_once(&layer);
-        server.stop().await;
-        let refused = charge(&service, "k").await;
-        assert_refused(&refused, RejectionKind::StoreUnavailable);
-        assert_eq!(runs.get(), 0);
-        server.cont();
-        let answer = charge_patiently(&service, "k").await;
-        assert_true_answer(&answer, "run 1 attempt 1", true);
-        idle(&layer).await;
-        assert_on_record(&service, "k", &answer, &runs).await;
-        drop(patient);
-    }
+    let policies = [OutagePolicy::Reject, OutagePolicy::RunUnprotected];
+    join_all(policies.map(claimed_of_a_stopped_server)).await;
+}
+
+async fn claimed_of_a_stopped_server(policy: OutagePolicy) {
+    let (server, store, _) = scene().await;
+    let layer = layer(&store).lease(ms(3_000)).on_outage(policy);
+    let (service, runs) = at_once(&layer);
+    server.stop().await;
+    let refused = charge(&service, "k").await;
+    assert_refused(&refused, RejectionKind::StoreUnavailable);
+    assert_eq!(runs.get(), 0);
+    server.cont();
+    let answer = charge_patiently(&service, "k").await;
+    assert_true_answer(&answer, "run 1 attempt 1", true);
+    idle(&layer).await;
+    assert_on_record(&service, "k", &answer, &runs).await;
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use tower_idempotency::{FailurePolicy, OutagePolicy, RejectionKind};
 
 use crate::scene::*;
@@ -99,24 +100,28 @@ async fn a_lost_release_is_made_again_and_the_key_is_free() {
 /// Nothing is known of either claim, and the second may have been applied.
 #[tokio::test]
 async fn a_claim_that_is_lost_twice_runs_nothing_and_does_not_hold_its_key() {
-    for first in STRIKES {
-        for second in STRIKES {
-            for policy in [OutagePolicy::Reject, OutagePolicy::RunUnprotected] {
-                let line = Line::new().await;
-                let layer = layer(&line.store).lease(ms(400)).on_outage(policy);
-                let (service, runs) = at_once(&layer);
-                line.strike(first);
-                line.strike(second);
-                let refused = charge(&service, "k").await;
-                assert_refused(&refused, RejectionKind::StoreUnavailable);
-                assert_eq!((runs.get(), line.proxy.pending_strikes()), (0, 0));
-                let retry = charge_patiently(&service, "k").await;
-                assert_true_answer(&retry, "run 1 attempt 1", true);
-                idle(&layer).await;
-                assert_on_record(&service, "k", &retry, &runs).await;
-            }
-        }
+    let cases = STRIKES.map(|first| STRIKES.map(|second| [first, second]));
+    let cases = cases.as_flattened().iter().flat_map(|strikes| {
+        let policies = [OutagePolicy::Reject, OutagePolicy::RunUnprotected];
+        policies.map(|policy| lost_twice(*strikes, policy))
+    });
+    join_all(cases).await;
+}
+
+async fn lost_twice(strikes: [Strike; 2], policy: OutagePolicy) {
+    let line = Line::new().await;
+    let layer = layer(&line.store).lease(ms(3_000)).on_outage(policy);
+    let (service, runs) = at_once(&layer);
+    for strike in strikes {
+        line.strike(strike);
     }
+    let refused = charge(&service, "k").await;
+    assert_refused(&refused, RejectionKind::StoreUnavailable);
+    assert_eq!((runs.get(), line.proxy.pending_strikes()), (0, 0));
+    let retry = charge_patiently(&service, "k").await;
+    assert_true_answer(&retry, "run 1 attempt 1", true);
+    idle(&layer).await;
+    assert_on_record(&service, "k", &retry, &runs).await;
 }
 
 /// The replay has no effect that could be doubled, so it is simply asked for again.

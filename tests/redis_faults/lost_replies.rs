@@ -147,6 +147,31 @@ async fn a_read_whose_reply_is_lost_changes_nothing_and_is_made_again() {
     }
 }
 
+/// It is read without a script, and then with one.
+#[tokio::test]
+async fn a_long_answer_that_breaks_off_is_asked_for_again_at_once() {
+    let line = Line::new().await;
+    let request = request();
+    let hold = acquires(&line.store, &request).await;
+    let record = record(vec![b'x'; 1 << 20]);
+    line.store.complete(&hold, &record, KEPT).await.unwrap();
+    for after in [0, 1, 100, 500_000, 1 << 20] {
+        let read = "\r\nGET\r\n";
+        line.proxy.strike_only(read, CutInMidReply(after));
+        let found = line.store.claim(&retry_of(&request)).await.unwrap();
+        assert_eq!(line.proxy.pending_strikes(), 0);
+        let replay = Claimed::Completed {
+            attempt: 1,
+            record: record.clone(),
+        };
+        assert_eq!(found, replay, "{after}");
+        line.proxy.strike_only(read, CutInMidReply(after));
+        let found = line.store.lookup(&hold.id).await.unwrap().unwrap();
+        assert_eq!(line.proxy.pending_strikes(), 0);
+        assert_eq!(found.phase, Phase::Completed(record.clone()), "{after}");
+    }
+}
+
 #[tokio::test]
 async fn what_an_operator_does_stands_though_its_reply_is_lost() {
     for (strike, applied) in STRIKES {

@@ -143,15 +143,17 @@ impl Actor {
         sleep(pause).await;
     }
 
-    /// A call that is given up after a few polls, if it has no answer by then.
+    /// A call that is given up soon, if it has no answer by then: before it was sent, or
+    /// on its way there or back.
     async fn cut<T>(&mut self, call: impl Future<Output = T>) -> Option<T> {
         let mut call = pin!(call);
-        let mut left = self.random.below(3);
+        let mut left = self.random.below(60);
         poll_fn(|context| match call.as_mut().poll(context) {
             Poll::Ready(answer) => Poll::Ready(Some(answer)),
             Poll::Pending if left == 0 => Poll::Ready(None),
             Poll::Pending => {
                 left -= 1;
+                context.waker().wake_by_ref();
                 Poll::Pending
             }
         })
@@ -209,12 +211,17 @@ impl Actor {
         request
     }
 
-    /// As after a lost answer: the same owner asks again, or gives back what it may have.
+    /// As after a lost answer: the same owner asks again, gives back what it may have, or
+    /// makes use of it, whatever its attempt.
     async fn settle_doubtful(&mut self, request: &ClaimRequest) {
-        if self.random.one_in(2) {
-            let _ = self.store().release(&request.hold(1)).await;
-        } else if let Ok(Claimed::Acquired(hold)) = self.store().claim(request).await {
-            self.complete(request, &hold).await;
+        match self.random.below(3) {
+            0 => drop(self.store().release(&request.hold(1)).await),
+            1 => self.complete(request, &request.hold(1)).await,
+            _ => {
+                if let Ok(Claimed::Acquired(hold)) = self.store().claim(request).await {
+                    self.complete(request, &hold).await;
+                }
+            }
         }
     }
 

@@ -20,7 +20,7 @@ if head ~= '' then
   elseif runs and owner == record:sub(33, 48) then
     -- A later end of the record stands.
     expires = math.max(left, tonumber(expires))
-  elseif runs and left > outlives then
+  elseif runs and left >= outlives then
     return head .. string.format('%.0f', left - outlives)
   elseif state == 't' or state == 'F' then
     attempt = attempt + 1

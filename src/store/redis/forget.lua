@@ -6,7 +6,7 @@ if head == '' then
 end
 local state, outlives = head:sub(65, 65), tonumber(head:sub(66, 81))
 local runs = state == 't' or state == 's'
-if runs and outlives and redis.call('PTTL', KEYS[1]) > outlives then
+if runs and outlives and redis.call('PTTL', KEYS[1]) >= outlives then
   return -2
 end
 redis.call('UNLINK', KEYS[1])

@@ -174,8 +174,9 @@ impl Stored {
     pub(super) fn snapshot(&self, left: Option<u64>) -> Result<Snapshot, StoreError> {
         let retention_left = left.map_or(Duration::MAX, Duration::from_millis);
         let lease_left = left.map(|left| left.saturating_sub(self.outlives));
+        let has_lapsed = left.is_some_and(|left| left < self.outlives);
         let phase = match self.state {
-            IS_SEALED_AT_LAPSE if lease_left == Some(0) => Phase::Sealed,
+            IS_SEALED_AT_LAPSE if has_lapsed => Phase::Sealed,
             MAY_BE_TAKEN_OVER | IS_SEALED_AT_LAPSE => Phase::Running {
                 lease_left: lease_left.map(Duration::from_millis).ok_or_else(corrupt)?,
             },

@@ -36,7 +36,7 @@ pub enum Rule {
     Unsealed,
     /// A record was gone before its retention ended.
     Vanished,
-    /// A run was forgotten or resolved within its lease.
+    /// A run was forgotten, resolved, or said to be over within its lease.
     LiveRun,
     /// What nothing stood against was refused.
     Refused,
@@ -108,9 +108,9 @@ fn of_key(events: &[Event]) -> Vec<Violation> {
             continue;
         }
         for fact in facts.iter().take_while(|it| it.event.asked < event.asked) {
-            let known = fact.event.is_before(event) && event.answered < fact.alive_until;
-            let rule = known.then(|| contradicts(&key, fact, event)).flatten();
-            find(rule, &[fact.event, event]);
+            if fact.event.is_before(event) {
+                find(contradicts(&key, fact, event), &[fact.event, event]);
+            }
         }
     }
     found
@@ -200,8 +200,14 @@ fn may_be_resolved(key: &KeyHistory<'_>, first: &Event, last: &Event) -> bool {
     key.between(first, last).any(Event::is_resolve)
 }
 
-/// Why something cannot have been answered while the record lives that a fact left.
+/// Why something cannot have been answered once a call had acted.
 fn contradicts(key: &KeyHistory<'_>, fact: &Fact<'_>, event: &Event) -> Option<Rule> {
+    if event.answered < fact.held_until && event.tells_of_end() {
+        return Some(Rule::LiveRun);
+    }
+    if event.answered >= fact.alive_until {
+        return None;
+    }
     let known = fact.event;
     let completes = known.is_complete() || known.is_resolve();
     let may_be_resolved = || may_be_resolved(key, known, event);
@@ -229,6 +235,10 @@ fn contradicts(key: &KeyHistory<'_>, fact: &Fact<'_>, event: &Event) -> Option<R
                 (!is_known, Rule::Unsealed)
             } else if is_claim && event.attempt() < known.attempt() {
                 (true, Rule::Attempt)
+            } else if is_claim && is_replay && event.attempt() == known.attempt() {
+                let mut with_it = key.with_record(event.replay());
+                let may_be_own = |it: &Event| it.is_resolve() || it.owner() == known.owner();
+                (!with_it.any(may_be_own), Rule::SharedAttempt)
             } else {
                 let is_elsewhere = matches!(event.answer, Answer::InProgress { .. });
                 (is_claim && is_own && is_elsewhere, Rule::Refused)
@@ -256,9 +266,9 @@ fn unexplained(key: &KeyHistory<'_>, facts: &[Fact<'_>], event: &Event) -> Optio
 
 /// Whether somebody recorded what is given as the answer, and nothing before it.
 fn is_recorded(key: &KeyHistory<'_>, facts: &[Fact<'_>], event: &Event) -> bool {
-    let asked = key.actors.iter().filter(|it| it.asked <= event.answered);
-    let mut with_it = asked.filter(|it| it.record() == event.replay());
-    with_it.any(|it| {
+    let with_it = key.with_record(event.replay());
+    let mut asked = with_it.filter(|it| it.asked <= event.answered);
+    asked.any(|it| {
         if it.is_resolve() {
             return true;
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tower_idempotency::store::{Fingerprint, Owner, Phase, Record, StoreErrorKind};
+use tower_idempotency::store::{Fingerprint, Owner, Phase, Record, Snapshot, StoreErrorKind};
 
 use super::{Answer, Call, Event};
 
@@ -87,6 +87,12 @@ impl Event {
         }
     }
 
+    /// Whether the last run is said to have ended without an answer.
+    pub(super) fn tells_of_end(&self) -> bool {
+        let has_failed = |found: &Snapshot| found.phase == Phase::Failed;
+        self.tells_of_seal() || matches!(&self.answer, Answer::Found(found) if has_failed(found))
+    }
+
     /// Whether it is one of those that end a run.
     pub(super) fn ends_run(&self) -> bool {
         matches!(
@@ -166,7 +172,7 @@ pub(super) struct Fact<'a> {
 pub(super) struct KeyHistory<'a> {
     pub(super) events: &'a [Event],
     /// Those that may have changed the record.
-    pub(super) actors: Vec<&'a Event>,
+    actors: Vec<&'a Event>,
     of_owner: HashMap<Owner, Vec<&'a Event>>,
 }
 
@@ -198,6 +204,15 @@ impl<'a> KeyHistory<'a> {
             .filter(move |it| !same(it, first) && !same(it, last) && !it.is_before(first))
     }
 
+    /// What may have given the key that answer.
+    pub(super) fn with_record<'b>(
+        &'b self,
+        record: Option<&'b Record>,
+    ) -> impl Iterator<Item = &'a Event> {
+        let others = self.actors.iter().copied();
+        others.filter(move |it| it.record() == record)
+    }
+
     /// What an owner asked for and may have got.
     pub(super) fn of(&self, owner: Option<Owner>) -> &[&'a Event] {
         let calls = owner.and_then(|owner| self.of_owner.get(&owner));
@@ -225,7 +240,7 @@ impl<'a> KeyHistory<'a> {
         let doubtful = self.actors.iter().filter(|it| it.is_in_doubt());
         let seen = doubtful.filter_map(|doubtful| {
             let record = doubtful.record()?;
-            let with_it = self.actors.iter().filter(|it| it.record() == Some(record));
+            let with_it = self.with_record(Some(record));
             let mut replays = self.events.iter().filter(|it| it.replay() == Some(record));
             let replay = replays.next()?;
             (doubtful.is_complete() && with_it.count() == 1).then(|| Event {
