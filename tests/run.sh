@@ -41,7 +41,7 @@ cargo test --all-features
 
 step 'behaviour tests over Redis'
 over_redis=()
-for file in $(grep -l 'stores::' tests/*.rs | grep -v log_lines); do
+for file in $(grep -lE 'support::(stores|testbed)' tests/*.rs | grep -v testbed_redis); do
     over_redis+=(--test "$(basename "$file" .rs)")
 done
 IDEMPOTENCY_TEST_STORE=redis cargo test --all-features "${over_redis[@]}"
