@@ -107,8 +107,11 @@ where
         match self.try_claim(request, usize::MAX).await {
             Ok(Ok(claimed)) => Ok(claimed),
             Ok(Err(found)) => found.in_the_way(),
-            // Not applied, and yet no leave to run unprotected: there is an answer.
-            Err(error) => Err(StoreError::new(StoreErrorKind::Ambiguous, error)),
+            // No leave to run unprotected: there was an answer.
+            Err(error) if error.kind() == StoreErrorKind::NotApplied => {
+                Err(StoreError::new(StoreErrorKind::Ambiguous, error))
+            }
+            Err(error) => Err(error),
         }
     }
 

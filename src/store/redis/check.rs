@@ -16,6 +16,9 @@ use crate::store::KeyStore;
 /// What is needed of `SET` in scripts, and of how their writes are replicated.
 const OLDEST: (u32, u32) = (6, 2);
 
+/// How many slots a cluster has.
+const ALL_SLOTS: &str = "16384";
+
 /// Something that puts a promise of the layer at risk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -44,7 +47,7 @@ pub enum Risk {
     Replica,
     /// The cluster does not serve all of its slots.
     ClusterNotReady {
-        /// Its `cluster_state`.
+        /// Its `cluster_state`, and how many slots it serves.
         state: String,
     },
     /// It is a node of a cluster, and the connection follows no redirections.
@@ -213,11 +216,12 @@ where
             let text = self.ask("CLUSTER", "INFO").await;
             let text = text.and_then(|text| Ok(from_redis_value::<String>(text)?));
             let text = text.map_err(|error| CheckError::Store(store_error::<C>(error)))?;
-            match Info::new(&text).get("cluster_state") {
-                "ok" => {}
-                state => find(Risk::ClusterNotReady {
-                    state: state.to_owned(),
-                }),
+            let info = Info::new(&text);
+            let (state, slots) = (info.get("cluster_state"), info.get("cluster_slots_ok"));
+            if (state, slots) != ("ok", ALL_SLOTS) {
+                find(Risk::ClusterNotReady {
+                    state: format!("{state}, {slots} of {ALL_SLOTS} slots"),
+                });
             }
         }
         Ok(findings)

@@ -24,10 +24,8 @@ if head ~= '' then
     return head .. string.format('%.0f', left - outlives)
   elseif state == 't' or state == 'F' then
     attempt = attempt + 1
-  elseif state == 's' or state == 'S' then
-    return head
   else
-    return -1
+    return head
   end
   record = record:sub(1, 48) .. string.format('%016.0f', attempt) .. record:sub(65, 65)
     .. string.format('%016.0f', expires - ARGV[2])

@@ -53,7 +53,7 @@ fn server_kind(kind: ServerErrorKind, detail: &str) -> StoreErrorKind {
             .split(' ')
             .map(|word| kind_of_code(word.trim_start_matches('-')))
             .find(|&kind| kind != StoreErrorKind::Ambiguous)
-            .unwrap_or(match detail.starts_with("unknown command") {
+            .unwrap_or(match is_set_up_otherwise(detail) {
                 true => StoreErrorKind::Misconfigured,
                 false => StoreErrorKind::Ambiguous,
             }),
@@ -70,6 +70,12 @@ fn server_kind(kind: ServerErrorKind, detail: &str) -> StoreErrorKind {
         }
         _ => StoreErrorKind::Ambiguous,
     }
+}
+
+/// Whether a script is not known there, or one of its commands not allowed.
+fn is_set_up_otherwise(detail: &str) -> bool {
+    detail.starts_with("unknown command")
+        || detail.starts_with("The user executing the script can't run this command")
 }
 
 fn kind_of_code(code: &str) -> StoreErrorKind {
@@ -137,6 +143,7 @@ mod tests {
             "MISCONF Redis is configured to save RDB snapshots, but cannot",
             "MOVED 3999 127.0.0.1:6381",
             "ERR unknown command 'EVALSHA', with args beginning with: ",
+            "ERR The user executing the script can't run this command or subcommand script: 9b",
         ] {
             assert_eq!(reply(line), StoreErrorKind::Misconfigured, "{line}");
         }

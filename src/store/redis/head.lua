@@ -14,10 +14,12 @@
 local head = redis.call('GETRANGE', KEYS[1], 0, 80)
 local owner, state, attempt, outlives
 if head ~= '' then
-  owner, state = head:sub(33, 48), head:sub(65, 65)
-  attempt, outlives = tonumber(head:sub(49, 64)), tonumber(head:sub(66, 81))
-  if not (attempt and outlives and #head == 81) then
+  owner, attempt, state, outlives =
+    head:sub(33, 48), head:sub(49, 64), head:sub(65, 65), head:sub(66, 81)
+  if #head ~= 81 or attempt:find('%D') or outlives:find('%D')
+    or not ('tsFSC'):find(state, 1, true) then
     return -1
   end
+  attempt, outlives = tonumber(attempt), tonumber(outlives)
 end
 local runs = state == 't' or state == 's'

@@ -9,6 +9,7 @@ use crate::model::claim::{ClaimRequest, Claimed, Hold, Lapse, Owner, Phase, Snap
 use crate::model::error::{StoreError, StoreErrorKind};
 use crate::model::fingerprint::Fingerprint;
 use crate::model::record::Record;
+
 const HEAD_LEN: usize = 81;
 const MAY_BE_TAKEN_OVER: u8 = b't';
 const IS_SEALED_AT_LAPSE: u8 = b's';
@@ -195,6 +196,8 @@ impl Stored {
 }
 
 fn number(digits: &[u8]) -> Option<u64> {
+    // A sign would be read as well.
+    let digits = digits.iter().all(u8::is_ascii_digit).then_some(digits)?;
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
