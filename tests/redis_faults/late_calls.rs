@@ -91,7 +91,7 @@ async fn a_call_that_is_applied_after_a_take_over_changes_nothing() {
         request.lease = ms(1);
         let hold = acquires(&line.store, &request).await;
         line.proxy.hold();
-        give_up(&line, line.store.extend(&hold, KEPT, KEPT)).await;
+        give_up(&line, line.store.extend(&hold, 2 * KEPT, KEPT)).await;
         give_up(&line, line.store.complete(&hold, &record("late"), KEPT)).await;
         give_up(&line, line.store.fail(&hold, true, KEPT)).await;
         give_up(&line, line.store.release(&hold)).await;

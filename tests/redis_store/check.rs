@@ -2,6 +2,7 @@
 //! what to set.
 
 mod acl;
+mod cluster;
 
 use std::error::Error;
 use std::time::Duration;

@@ -31,6 +31,9 @@ use tower_idempotency::store::{
 const LEASE: Duration = Duration::from_secs(60);
 const RETENTION: Duration = Duration::from_secs(600);
 
+/// The length of what stands before the answer.
+const HEAD_LEN: usize = 81;
+
 fn owner() -> Owner {
     Owner::random().unwrap()
 }

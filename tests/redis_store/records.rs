@@ -1,6 +1,7 @@
 //! An answer comes back byte for byte, whichever way it takes, and never another one.
 
 mod between;
+mod damage;
 mod layout;
 
 use tower_idempotency::store::{Claimed, KeyStore, Phase, Record};

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use redis::aio::MultiplexedConnection;
+use tokio::time::timeout;
 use tower::Service;
 use tower_idempotency::store::{KeyStore, RedisStore};
 use tower_idempotency::{ConflictPolicy, IdempotencyLayer, ResponseBody, SharedByAllCallers};
@@ -19,6 +20,8 @@ use crate::support::redis::{RedisServer, command_stats, reset_stats};
 use crate::support::scripted::{full, handling};
 use crate::support::{counting, post, send};
 use crate::{Place, fresh_record, request};
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 type Layered = IdempotencyLayer<RedisStore<MultiplexedConnection>>;
 
@@ -107,7 +110,8 @@ async fn a_conflict_costs_one_round_trip() {
     gate.until_arrived(1).await;
 
     monitor.executed().await;
-    let refused = send(&service, post("k", "charge 5")).await;
+    let refused = send(&service, post("k", "charge 5"));
+    let refused = timeout(PATIENCE, refused).await.expect("it runs beside");
     let executed = monitor.executed().await;
     assert_eq!(refused.code().as_deref(), Some("in-progress"));
     assert_eq!(sent(&executed), ["evalsha"]);
@@ -189,7 +193,8 @@ async fn whoever_waits_looks_up_now_and_then_and_writes_nothing() {
     reset_stats(&server).await;
     monitor.executed().await;
     let began = Instant::now();
-    let refused = send(&service, post("k", "charge 5")).await;
+    let refused = send(&service, post("k", "charge 5"));
+    let refused = timeout(PATIENCE, refused).await.expect("it runs beside");
     let took = began.elapsed();
     assert_eq!(refused.code().as_deref(), Some("in-progress"));
     assert!(took >= WAIT && took < 2 * WAIT, "waited {took:?}");

@@ -118,6 +118,28 @@ async fn the_documented_permissions_are_enough_for_a_store() {
 }
 
 #[tokio::test]
+async fn each_of_the_documented_permissions_is_needed_by_a_store() {
+    let server = RedisServer::start().await;
+    let rules = documented_for_a_store();
+    let mut wrong = Vec::new();
+    for (number, missing) in rules.iter().enumerate() {
+        let rules: Vec<_> = rules
+            .iter()
+            .copied()
+            .filter(|rule| rule != missing)
+            .collect();
+        let name = format!("lacks-{number}");
+        set_user(&server, &name, &rules).await;
+        let refused = everything_as(&server, &name).await;
+        match refused.map_err(|error| (error.kind(), format!("{error:?}"))) {
+            Err((StoreErrorKind::Misconfigured, _)) => {}
+            other => wrong.push(format!("without {missing}: {other:?}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test]
 async fn keys_of_another_prefix_are_not_permitted() {
     let server = shared().await;
     set_user(server, "one-prefix", &documented_for_a_store()).await;

@@ -2,7 +2,7 @@
 
 use redis::Value;
 use tower_idempotency::store::{
-    ClaimRequest, Claimed, Forgot, KeyStore, Ownership, Phase, Record, RedisStore,
+    ClaimRequest, Claimed, Forgot, KeyStore, Ownership, Phase, Record, RedisStore, StoreErrorKind,
 };
 
 use super::assert_is;
@@ -175,6 +175,24 @@ async fn a_sealed_key_that_was_resolved_in_between_has_its_answer() {
         assert!(store.resolve(&next.id, &answer, RETENTION).await.unwrap());
     });
     assert_is(&scene.claim().await, 1, &given);
+}
+
+#[tokio::test]
+async fn what_is_no_record_by_then_is_corrupt() {
+    for (command, value) in [("SET", "foreign"), ("RPUSH", "list")] {
+        let scene = Scene::new().await;
+        let key = scene.place.key(&scene.request.id);
+        let mut connection = scene.place.connection.clone();
+        scene.replace_by(|_| async move {
+            let mut command = redis::cmd(command);
+            command.arg(key).arg(value);
+            command.query_async::<()>(&mut connection).await.unwrap();
+        });
+        let claimed = scene.place.store.claim(&retry_of(&scene.request)).await;
+        assert_eq!(scene.tap.gets(), 1);
+        let kind = claimed.unwrap_err().kind();
+        assert_eq!(kind, StoreErrorKind::Corrupt, "{command} {value:?}");
+    }
 }
 
 /// Where the driver reads from replicas, one may lag behind.

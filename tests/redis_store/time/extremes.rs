@@ -102,6 +102,7 @@ async fn parts_of_a_millisecond_are_rounded_up() {
     let place = Place::new().await;
     for (lease, retention, outlives, ends) in [
         (1_000, 1_000_000, 1_000, 1_001),
+        (1_001, 1_000_999, 1_000, 1_002),
         (1_001, 1_000_000, 1_000, 1_002),
         (999, 999_001, 999, 1_000),
         (500, 500, 0, 1),
@@ -134,7 +135,9 @@ async fn durations_without_end_last_for_a_century_and_do_no_harm() {
     const MAX: Duration = Duration::MAX;
     let place = Place::new().await;
     let store = &place.store;
-    for (lease, retention) in [(MAX, MAX), (MAX, RETENTION), (LEASE, MAX)] {
+    // More than the server takes, and no more than its numbers are.
+    let eon = Duration::from_millis(u64::MAX / 2);
+    for (lease, retention) in [(MAX, MAX), (MAX, RETENTION), (LEASE, MAX), (eon, eon)] {
         let run = lasting(lease, retention);
         let hold = place.acquire(&run).await;
         assert!(place.left(&run.id).await > 99 * YEAR);
@@ -156,7 +159,9 @@ async fn durations_without_end_last_for_a_century_and_do_no_harm() {
         let seen = store.lookup(&run.id).await.unwrap().unwrap();
         assert!(seen.retention_left > 99 * YEAR);
         assert!(matches!(seen.phase, Phase::Running { lease_left } if lease_left > least));
-        let completed = store.complete(&hold, &fresh_record(), MAX).await;
+        let completed = store
+            .complete(&hold, &fresh_record(), retention.max(eon))
+            .await;
         assert_eq!(completed.unwrap(), Completion::Stored);
         assert!(place.left(&run.id).await > 99 * YEAR);
     }
