@@ -80,8 +80,11 @@
 //!
 //! # Cluster
 //!
-//! ```ignore
+//! ```no_run
 //! // redis = { version = "1.8", default-features = false, features = ["cluster-async", "tokio-comp"] }
+//! # use std::time::Duration;
+//! # use tower_idempotency::store::RedisStore;
+//! # async fn run() -> redis::RedisResult<()> {
 //! let nodes = ["redis://node-1", "redis://node-2", "redis://node-3"];
 //! let client = redis::cluster::ClusterClientBuilder::new(nodes)
 //!     // Without one it waits for ever.
@@ -91,6 +94,9 @@
 //!     .min_retry_wait(50)
 //!     .build()?;
 //! let store = RedisStore::new(client.get_async_connection().await?);
+//! # let _ = store;
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! Slots may move while requests run: the connection follows.
@@ -103,6 +109,24 @@
 //! of your own that asks Sentinel again after an error: `examples/redis_sentinel.rs` is one.
 //! Until then a former primary that knows of its end refuses every claim, which is 503; it
 //! may still replay what it has.
+//!
+//! # What it costs
+//!
+//! Throughput of the store's code, as a share of what the same scripts reach when they are
+//! sent raw over the same connection in the same run: 1.10 would be a tenth less, and below
+//! 1 the store is ahead. `cargo bench --features redis --bench stores`, 2026-11-24, Redis
+//! 7.0.15, one client thread:
+//!
+//! | Answer | Tasks | Claim and completion | Replay |
+//! |---|---:|---:|---:|
+//! | 256 B | 1 | 0.99 | 1.00 |
+//! | 256 B | 64 | 1.00 | 1.00 |
+//! | 16 KiB | 1 | 0.98 | 0.99 |
+//! | 16 KiB | 64 | 0.97 | 0.93 |
+//! | 1 MiB | 1 | 0.99 | 0.98 |
+//! | 1 MiB | 64 | 0.89 | 0.85 |
+//!
+//! A record of a 256 B answer takes about 500 B of the server's memory.
 //!
 //! # When to choose SQL instead
 //!
