@@ -22,6 +22,8 @@
 //! - [`IdempotencyLayer`] and its options; [`Idempotency`], the service it makes.
 //! - What a handler gets and gives: [`Operation`] in the request's extensions, [`Verdict`]
 //!   and [`Retention`] in the response's.
+//! - An effect and its record in one transaction: [`Operation::begin`] and
+//!   [`finish`](Operation::finish), [`Transaction`] and [`TransactionError`].
 //! - What to do when things go wrong: [`FailurePolicy`], [`ConflictPolicy`],
 //!   [`OutagePolicy`].
 //! - What can be swapped: [`KeyExtractor`], [`ScopeExtractor`], [`Fingerprinter`],
@@ -42,7 +44,8 @@
 //! - The [scope](ScopeExtractor) must name the principal whose permissions decide.
 //! - Authentication belongs outside this layer: a replay does not reach the handler.
 //! - A handler that fails after its effect applies it again under
-//!   [`FailurePolicy::RunAgain`], unless it hands [`Operation::child_key`] on.
+//!   [`FailurePolicy::RunAgain`], unless it hands [`Operation::child_key`] on, or the effect
+//!   is in the transaction of its record.
 //! - An exchange outlives its connection. Wait for [`InFlight::idle`] before you exit, and
 //!   bound what is under way by
 //!   [`max_in_flight`](IdempotencyLayer::max_in_flight).
@@ -58,6 +61,7 @@ mod model;
 mod policy;
 mod service;
 pub mod store;
+mod transaction;
 
 pub use self::body::{RequestBody, ResponseBody};
 pub use self::exchange::{InFlight, Operation};
@@ -76,9 +80,13 @@ pub use self::policy::scope::{
 };
 pub use self::policy::verdict::{FinalAnswers, RecordPolicy, Retention, Verdict, verdict_fn};
 pub use self::service::Idempotency;
+pub use self::transaction::{Transaction, TransactionError};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use redis;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
+pub use sqlx;
 
 /// Names of the header fields that the layer reads and sets, for CORS lists and clients.
 pub mod header {
@@ -98,6 +106,6 @@ pub mod header {
     pub const IDEMPOTENCY_BODY: HeaderName = crate::exchange::IDEMPOTENCY_BODY;
 }
 
-#[cfg(all(doctest, feature = "memory", feature = "redis"))]
+#[cfg(all(doctest, feature = "memory", feature = "postgres", feature = "redis"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

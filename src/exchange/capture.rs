@@ -47,16 +47,22 @@ pub(crate) enum AnswerBody<R> {
 
 /// The recorded answer, for a retry.
 pub(super) fn replay<R>(record: &Record) -> Answer<R> {
+    let mut answer = recorded(record);
+    set_mark(&mut answer, IDEMPOTENT_REPLAYED, "true");
+    answer.extensions_mut().insert(Outcome::Replayed);
+    answer
+}
+
+/// The recorded answer, for the caller whose run gave it.
+pub(super) fn recorded<R>(record: &Record) -> Answer<R> {
     let recorded = record.decode();
     let body = Collected::new(recorded.body, recorded.trailers);
     let mut answer = Response::new(AnswerBody::Whole(body));
     *answer.status_mut() = recorded.status;
     *answer.headers_mut() = recorded.headers;
-    set_mark(&mut answer, IDEMPOTENT_REPLAYED, "true");
     if recorded.omitted {
         set_mark(&mut answer, IDEMPOTENCY_BODY, "omitted");
     }
-    answer.extensions_mut().insert(Outcome::Replayed);
     answer
 }
 
@@ -74,11 +80,11 @@ pub(super) fn whole(
 
 pub(super) fn omitted(
     parts: &response::Parts,
-    body_len: u64,
+    body_len: Option<u64>,
     config: &Config,
 ) -> (Record, Duration) {
     let source = Source::of(parts, config.replay_cookies);
-    (source.omitted(Some(body_len)), retention(parts, config))
+    (source.omitted(body_len), retention(parts, config))
 }
 
 pub(super) fn retention(parts: &response::Parts, config: &Config) -> Duration {

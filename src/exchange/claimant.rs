@@ -197,6 +197,9 @@ impl<K: KeyStore> Claimant<K> {
             waited,
             in_doubt,
         } = self;
+        if in_doubt {
+            progress.set_claim_in_doubt();
+        }
         (
             Lease {
                 store,
@@ -205,7 +208,6 @@ impl<K: KeyStore> Claimant<K> {
                 progress,
                 acquired,
                 counted,
-                in_doubt,
             },
             waited,
         )

@@ -145,6 +145,37 @@ pub(super) async fn request<B: Body>(
     Ok((data, trailers))
 }
 
+/// Reads a response's body to its end, and not further than the limit: true if it ended.
+pub(crate) async fn whole<B>(
+    mut body: Pin<&mut B>,
+    limit: usize,
+    collected: &mut Collected,
+) -> Result<bool, BoxError>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    let mut len = 0;
+    while let Some(frame) = body.frame().await {
+        match frame.map_err(Into::into)?.into_data() {
+            Ok(mut data) => {
+                len += data.remaining();
+                collected.push(data.copy_to_bytes(data.remaining()));
+                if len > limit {
+                    return Ok(false);
+                }
+            }
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    collected.set_trailers(trailers);
+                    return Ok(true);
+                }
+            }
+        }
+    }
+    Ok(true)
+}
+
 /// How far a response's body was read.
 pub(super) enum Read {
     /// To its end, or to where it broke off.

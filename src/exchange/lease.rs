@@ -9,6 +9,7 @@ use super::decide::Conclusion;
 use super::in_flight::Counted;
 use super::operation::Progress;
 use super::poll::{alongside, in_time};
+use super::proof::Entry;
 use super::trace::{self, Span};
 use crate::policy::config::Config;
 use crate::store::{Completion, Hold, KeyStore, Ownership, Record, StoreError, StoreErrorKind};
@@ -22,14 +23,11 @@ pub(super) struct Lease<K> {
     pub(super) progress: Arc<Progress>,
     pub(super) acquired: Instant,
     pub(super) counted: Counted,
-    /// An answer to the claim was lost, and that claim may still be applied: over the
-    /// record it does nothing, but over a key that was let go it would hold it again.
-    pub(super) in_doubt: bool,
 }
 
 impl<K> Lease<K> {
     /// The same, for what is left to do once the exchange is over.
-    fn aftermath(&self) -> Self {
+    pub(super) fn aftermath(&self) -> Self {
         Self {
             store: Arc::clone(&self.store),
             config: Arc::clone(&self.config),
@@ -37,7 +35,6 @@ impl<K> Lease<K> {
             progress: Arc::clone(&self.progress),
             acquired: self.acquired,
             counted: self.counted.aftermath(),
-            in_doubt: self.in_doubt,
         }
     }
 }
@@ -82,7 +79,10 @@ impl<K: KeyStore> Lease<K> {
                 return;
             }
             sleep(pause.min(left)).await;
-            if self.hold_left().is_zero() {
+            // Its lock is the lease meanwhile, and a renewal would wait for it.
+            self.progress.until_unfenced().await;
+            let is_concluded = self.progress.entry() == Some(Entry::Committed);
+            if is_concluded || self.hold_left().is_zero() {
                 return;
             }
             let sent = Instant::now();
@@ -96,7 +96,10 @@ impl<K: KeyStore> Lease<K> {
                 }
                 Ok(Ownership::Lost) => {
                     self.progress.is_over();
-                    trace::lost(&self.hold.id);
+                    // Else it is the handler who has concluded the run.
+                    if self.progress.entry().is_none() {
+                        trace::lost(&self.hold.id);
+                    }
                     return;
                 }
                 Err(error) => {
@@ -132,9 +135,14 @@ impl<K: KeyStore> Lease<K> {
                 false
             }
         };
+        self.is_over();
+        answer
+    }
+
+    /// Nothing more is to be told to the store before the caller has its answer.
+    pub(super) fn is_over(&self) {
         self.progress.is_over();
         self.progress.set_may_hold(false);
-        answer
     }
 
     /// A lost answer is settled by asking again: every call is idempotent by owner.
@@ -207,10 +215,10 @@ impl<K: KeyStore> Lease<K> {
     }
 
     fn must_keep_letting_go(&self, settlement: &Settlement) -> bool {
-        self.in_doubt && !matches!(settlement, Conclusion::Record(_))
+        self.progress.is_claim_in_doubt() && !matches!(settlement, Conclusion::Record(_))
     }
 
-    async fn keep_letting_go(self) {
+    pub(super) async fn keep_letting_go(self) {
         release_in_doubt(self.store, self.config, self.hold, self.counted).await;
     }
 }

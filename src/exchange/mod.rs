@@ -9,10 +9,13 @@ mod capture;
 mod claimant;
 mod collect;
 mod decide;
+mod enter;
+mod entered;
 mod in_flight;
 mod lease;
 mod operation;
 mod poll;
+mod proof;
 mod run;
 mod stream;
 mod trace;
@@ -31,11 +34,13 @@ pub(crate) use self::capture::{
 use self::claimant::{Acquisition, Claimant};
 pub(crate) use self::collect::Collected;
 use self::collect::declared_len;
+pub(crate) use self::enter::recorded;
 use self::in_flight::Counted;
 pub use self::in_flight::InFlight;
 pub use self::operation::Operation;
 pub(crate) use self::operation::Progress;
-pub(crate) use self::poll::Panic;
+pub(crate) use self::poll::{Panic, in_time};
+pub(crate) use self::proof::{Entry, Proof, prove};
 pub(crate) use self::stream::{Recorder, Report};
 pub(crate) use self::trace::Span;
 use crate::model::error::BoxError;
@@ -204,7 +209,8 @@ where
             match claimant.acquire(&claim, &mut service).await {
                 Acquisition::Run { hold, sent } => {
                     let (lease, waited) = claimant.into_lease(hold, sent);
-                    let operation = Operation::new(identity.key, &lease.hold, &lease.progress);
+                    let operation =
+                        Operation::new(identity.key, &lease.hold, &lease.progress, &lease.config);
                     request.extensions.insert(operation);
                     let mut request = Some(buffered(request, data, trailers));
                     run::execute(lease, &mut service, &mut request, waited).await

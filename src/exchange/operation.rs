@@ -1,12 +1,15 @@
-use std::fmt::Write as _;
-use std::sync::Arc;
+use std::fmt::{self, Write as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::proof::Entry;
 use crate::model::digest::Framed;
 use crate::model::key::IdempotencyKey;
+use crate::policy::config::Config;
 use crate::store::{Hold, RecordId};
 
 /// The run of a keyed request: found in the request's extensions by everything inside of
@@ -26,19 +29,39 @@ use crate::store::{Hold, RecordId};
 /// A request without a key has none: take `Option<Extension<Operation>>` where the key is
 /// optional, or where
 /// [`OutagePolicy::RunUnprotected`](crate::OutagePolicy::RunUnprotected) may leave it out.
-#[derive(Debug, Clone)]
+///
+/// A handler that writes to the database of a
+/// [`TransactionalStore`](crate::store::TransactionalStore) commits its effect together
+/// with its answer: [`begin`](Self::begin) and [`finish`](Self::finish).
+#[derive(Clone)]
 pub struct Operation {
     key: IdempotencyKey,
-    hold: Hold,
-    progress: Arc<Progress>,
+    pub(crate) hold: Hold,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) config: Arc<Config>,
+}
+
+impl fmt::Debug for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Operation")
+            .field("key", &self.key)
+            .field("hold", &self.hold)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Operation {
-    pub(super) fn new(key: IdempotencyKey, hold: &Hold, progress: &Arc<Progress>) -> Self {
+    pub(super) fn new(
+        key: IdempotencyKey,
+        hold: &Hold,
+        progress: &Arc<Progress>,
+        config: &Arc<Config>,
+    ) -> Self {
         Self {
             key,
             hold: hold.clone(),
             progress: Arc::clone(progress),
+            config: Arc::clone(config),
         }
     }
 
@@ -65,12 +88,13 @@ impl Operation {
     }
 
     /// Whether this run is under way and still holds its key, as far as this process
-    /// knows: its lease was renewed in time and nobody is known to have taken over.
+    /// knows: its lease was renewed in time, or its [transaction](Self::begin) is open, and
+    /// nobody is known to have taken over.
     ///
     /// Ask before an effect that cannot be fenced. It can turn false right after, so it
     /// narrows the window and does not close it.
     pub fn is_live(&self) -> bool {
-        !self.progress.live_left().is_zero()
+        self.progress.is_live()
     }
 
     /// A key for a downstream API: 32 hexadecimal digits, equal over all attempts of this
@@ -98,9 +122,16 @@ impl Operation {
 pub(crate) struct Progress {
     may_hold: AtomicBool,
     client_gone: AtomicBool,
+    /// An answer to a claim was lost, and that claim may still be applied: over a record
+    /// it does nothing, but over a key that was let go it would hold it again.
+    claim_in_doubt: AtomicBool,
     started: Instant,
     /// Nanoseconds after `started`: zero while nothing is held yet, `OVER` for good.
     live_until: AtomicU64,
+    /// Whether a transaction of the handler's is open that locks the record.
+    fenced: AtomicBool,
+    unfenced: Notify,
+    entry: Mutex<Option<Entry>>,
 }
 
 const OVER: u64 = u64::MAX;
@@ -110,8 +141,12 @@ impl Progress {
         Arc::new(Self {
             may_hold: AtomicBool::new(false),
             client_gone: AtomicBool::new(false),
+            claim_in_doubt: AtomicBool::new(false),
             started: Instant::now(),
             live_until: AtomicU64::new(0),
+            fenced: AtomicBool::new(false),
+            unfenced: Notify::new(),
+            entry: Mutex::new(None),
         })
     }
 
@@ -131,6 +166,14 @@ impl Progress {
 
     pub(super) fn is_client_gone(&self) -> bool {
         self.client_gone.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_claim_in_doubt(&self) {
+        self.claim_in_doubt.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_claim_in_doubt(&self) -> bool {
+        self.claim_in_doubt.load(Ordering::Acquire)
     }
 
     /// `sent` is when the claim or renewal was sent, before the store started counting:
@@ -156,5 +199,38 @@ impl Progress {
             OVER => Duration::ZERO,
             until => Duration::from_nanos(until).saturating_sub(self.started.elapsed()),
         }
+    }
+
+    fn is_live(&self) -> bool {
+        let is_over = self.live_until.load(Ordering::Acquire) == OVER;
+        !is_over && (self.is_fenced() || !self.live_left().is_zero())
+    }
+
+    /// False if there is such a transaction already.
+    pub(crate) fn fence(&self) -> bool {
+        !self.fenced.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn unfence(&self) {
+        self.fenced.store(false, Ordering::Release);
+        self.unfenced.notify_one();
+    }
+
+    pub(super) fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::Acquire)
+    }
+
+    pub(super) async fn until_unfenced(&self) {
+        while self.is_fenced() {
+            self.unfenced.notified().await;
+        }
+    }
+
+    pub(crate) fn set_entry(&self, entry: Option<Entry>) {
+        *self.entry.lock().unwrap_or_else(PoisonError::into_inner) = entry;
+    }
+
+    pub(super) fn entry(&self) -> Option<Entry> {
+        *self.entry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

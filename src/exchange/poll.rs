@@ -104,7 +104,7 @@ impl<F: Future> Future for Catching<F> {
 
 /// A store's call within its time. A call that is given up may still be applied, and one
 /// that panics may have been: it does not cost the caller the answer of its handler.
-pub(super) fn in_time<F, T>(limit: Duration, call: F) -> InTime<F>
+pub(crate) fn in_time<F, T>(limit: Duration, call: F) -> InTime<F>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
@@ -116,7 +116,7 @@ where
 }
 
 pin_project! {
-    pub(super) struct InTime<F> {
+    pub(crate) struct InTime<F> {
         #[pin]
         call: F,
         limit: Duration,

@@ -17,7 +17,7 @@ use super::collect::{self, Collected, Read, declared_len};
 use super::decide::{Conclusion, HeadVerdict, answered, broke_off, head_verdict, no_answer};
 use super::lease::{Lease, Settlement};
 use super::poll::{Panic, alongside, catching};
-use super::{refuse, stream};
+use super::{entered, refuse, stream};
 use crate::model::error::BoxError;
 use crate::model::record::RecordHead;
 use crate::policy::behaviour::Outcome;
@@ -25,18 +25,23 @@ use crate::policy::rejection::RejectionKind;
 use crate::store::KeyStore;
 
 /// What came of calling the handler.
-enum Ran<R, E> {
+pub(super) enum Ran<R, E> {
     /// It was not called.
     NotRun(Result<Answer<R>, E>),
     Done {
         answer: Result<Answer<R>, E>,
         settlement: Settlement,
     },
+    /// It has concluded the run itself; `stored` is false where that is not certain.
+    Entered {
+        answer: Result<Answer<R>, E>,
+        stored: bool,
+    },
     /// Its body is sent while it is recorded.
     Streaming(Streaming<R>),
 }
 
-struct Streaming<R> {
+pub(super) struct Streaming<R> {
     parts: response::Parts,
     begun: Collected,
     body: Pin<Box<R>>,
@@ -87,7 +92,20 @@ where
         Ok(Ran::Streaming(streaming)) => return Next::Stream(streaming),
         Ok(Ran::NotRun(answer)) => (Conclusion::Release, Next::Answer(answer), false),
         Ok(Ran::Done { answer, settlement }) => (settlement, Next::Answer(answer), true),
-        Err(panic) => (no_answer(lease.config.on_failure), Next::Panic(panic), true),
+        Ok(Ran::Entered { mut answer, stored }) => {
+            lease.is_over();
+            if let Ok(answer) = &mut answer {
+                capture::mark(answer, lease.hold.attempt, true, stored);
+            }
+            return Next::Answer(answer);
+        }
+        Err(panic) => {
+            if entered::outlives_panic(lease).await {
+                lease.is_over();
+                return Next::Panic(panic);
+            }
+            (no_answer(lease.config.on_failure), Next::Panic(panic), true)
+        }
     };
     let recorded = matches!(settlement, Conclusion::Record(_));
     let acknowledged = lease.settle(settlement).await;
@@ -108,6 +126,7 @@ async fn call<K, S, Q, R>(
     waited: bool,
 ) -> Ran<R, S::Error>
 where
+    K: KeyStore,
     S: Service<Request<Q>, Response = Response<R>>,
     R: Body,
     R::Error: Into<BoxError>,
@@ -136,6 +155,13 @@ where
     let answered = {
         let answering = pin!(service.call(request));
         answering.await
+    };
+    let answered = match lease.progress.entry() {
+        None => answered,
+        Some(entry) => match Box::pin(entered::conclude(lease, entry, answered)).await {
+            Ok(ran) => return ran,
+            Err(answered) => answered,
+        },
     };
     match answered {
         Ok(response) => judge(lease, response).await,
@@ -184,7 +210,7 @@ where
         false => declared_len(&parts.headers, &hint),
     };
     if let Some(len) = declared_len.filter(|&len| len > limit as u64) {
-        let record = || capture::omitted(&parts, len, config);
+        let record = || capture::omitted(&parts, Some(len), config);
         let settlement = answered(head.verdict, on_failure, record);
         return done(parts, AnswerBody::Original(body), settlement);
     }

@@ -19,6 +19,7 @@ use http::{Response, StatusCode, Uri};
 /// | `in-progress` | 409 | yes | no | 1 s |
 /// | `quota-exceeded` | 429 | yes | no | 60 s |
 /// | `outcome-unknown` | 500 | no | no | |
+/// | `transaction-failed` | 500 | yes | no | |
 /// | `record-unreadable` | 500 | no | no | |
 /// | `store-unavailable` | 503 | yes | no | 1 s |
 /// | `overloaded` | 503 | yes | no | 1 s |
@@ -46,6 +47,8 @@ pub enum RejectionKind {
     QuotaExceeded,
     /// 500: the key is sealed.
     OutcomeUnknown,
+    /// 500: the handler's transaction, with its effect and its answer, was not committed.
+    TransactionFailed,
     /// 500: there is a record, and it cannot be read.
     RecordUnreadable,
     /// 503: the store cannot be reached, is full, or did not answer in time.
@@ -67,6 +70,7 @@ impl RejectionKind {
             Self::InProgress => "in-progress",
             Self::QuotaExceeded => "quota-exceeded",
             Self::OutcomeUnknown => "outcome-unknown",
+            Self::TransactionFailed => "transaction-failed",
             Self::RecordUnreadable => "record-unreadable",
             Self::StoreUnavailable => "store-unavailable",
             Self::Overloaded => "overloaded",
@@ -82,7 +86,9 @@ impl RejectionKind {
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::InProgress => StatusCode::CONFLICT,
             Self::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
-            Self::OutcomeUnknown | Self::RecordUnreadable => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::OutcomeUnknown | Self::TransactionFailed | Self::RecordUnreadable => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             Self::StoreUnavailable | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -95,6 +101,7 @@ impl RejectionKind {
             Self::UnreadableBody
                 | Self::InProgress
                 | Self::QuotaExceeded
+                | Self::TransactionFailed
                 | Self::StoreUnavailable
                 | Self::Overloaded
         )
@@ -117,6 +124,7 @@ impl RejectionKind {
             Self::InProgress => "The same request is in progress",
             Self::QuotaExceeded => "Too many idempotency keys are in use",
             Self::OutcomeUnknown => "The outcome of the request is unknown",
+            Self::TransactionFailed => "The transaction of the request failed",
             Self::RecordUnreadable => "The recorded answer cannot be read",
             Self::StoreUnavailable => "Idempotency keys cannot be checked at the moment",
             Self::Overloaded => "Too many requests are in progress",
@@ -139,6 +147,9 @@ impl RejectionKind {
             Self::QuotaExceeded => "Nothing was run: send it again later under the same key.",
             Self::OutcomeUnknown => {
                 "An earlier attempt ended without a final answer and may have been applied."
+            }
+            Self::TransactionFailed => {
+                "Nothing was committed for this attempt: send it again under the same key."
             }
             Self::RecordUnreadable => {
                 "The request was completed before. It was not run again: the record is unreadable."

@@ -3,7 +3,12 @@
 //! | Store | Feature | Shared by | Survives |
 //! |---|---|---|---|
 //! | [`MemoryStore`] | `memory` | the tasks of one process | nothing: it is gone with the process |
+//! | `SqliteStore` | `sqlite` | the processes of one machine, on one file | the end of any process, and the loss of power |
+//! | `PostgresStore` | `postgres` | all nodes that reach the server | the end of any node and of the server, and the loss of power |
 //! | `RedisStore` | `redis` | all nodes that reach the server | the end of any node; what the server itself survives |
+//!
+//! On `SqliteStore` and `PostgresStore`, which are [`TransactionalStore`]s, a handler commits
+//! its own rows together with its recorded answer: [`Operation::begin`](crate::Operation::begin).
 //!
 //! A store of your own is one `impl` of [`KeyStore`]; the feature `conformance` brings
 //! `conformance`, a test suite with one function per clause of the contract.
@@ -15,9 +20,18 @@ mod any;
 pub mod conformance;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub mod postgres;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub mod redis;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod sql;
+#[cfg(feature = "sqlite")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
+pub mod sqlite;
+mod transaction;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -27,9 +41,19 @@ pub use self::any::AnyStore;
 #[cfg(feature = "memory")]
 #[cfg_attr(docsrs, doc(cfg(feature = "memory")))]
 pub use self::memory::MemoryStore;
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub use self::postgres::PostgresStore;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisStore;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
+pub use self::sql::{InvalidName, PurgeTask};
+#[cfg(feature = "sqlite")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
+pub use self::sqlite::SqliteStore;
+pub use self::transaction::{Fence, TransactionalStore};
 pub use crate::model::claim::{
     ClaimRequest, Claimed, Completion, Forgot, Hold, Lapse, Owner, Ownership, Phase, Snapshot,
 };

@@ -11,6 +11,8 @@ pub mod faults;
 pub mod gates;
 pub mod history;
 pub mod pieces;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod proxy;
 #[cfg(feature = "redis")]
 pub mod redis;

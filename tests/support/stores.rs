@@ -1,10 +1,14 @@
 //! The store that a behaviour test runs over: the same test, whichever it is.
 //!
 //! The environment variable `IDEMPOTENCY_TEST_STORE` decides: `memory`, which is the
-//! default, or `redis`.
+//! default, `redis`, `postgres` or `sqlite`.
 
+#[cfg(any(feature = "redis", feature = "postgres", feature = "sqlite"))]
+mod asking;
 #[cfg(feature = "redis")]
 mod over_redis;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod over_sql;
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +22,10 @@ enum Kind {
     Memory,
     #[cfg(feature = "redis")]
     Redis,
+    #[cfg(feature = "postgres")]
+    Postgres,
+    #[cfg(feature = "sqlite")]
+    Sqlite,
 }
 
 fn kind() -> Kind {
@@ -25,9 +33,13 @@ fn kind() -> Kind {
         Err(_) | Ok("memory") => Kind::Memory,
         #[cfg(feature = "redis")]
         Ok("redis") => Kind::Redis,
+        #[cfg(feature = "postgres")]
+        Ok("postgres") => Kind::Postgres,
+        #[cfg(feature = "sqlite")]
+        Ok("sqlite") => Kind::Sqlite,
         Ok(other) => panic!(
-            "IDEMPOTENCY_TEST_STORE is `{other}`: there are `memory` and, with the feature \
-             `redis`, `redis`"
+            "IDEMPOTENCY_TEST_STORE is `{other}`: there are `memory` and, each with the \
+             feature of its name, `redis`, `postgres` and `sqlite`"
         ),
     }
 }
@@ -50,16 +62,20 @@ pub fn store_pair() -> (AnyStore, AnyStore) {
         Kind::Memory => panic!("the feature `memory` is off"),
         #[cfg(feature = "redis")]
         Kind::Redis => over_redis::store_pair(),
+        #[cfg(feature = "postgres")]
+        Kind::Postgres => over_sql::postgres::store_pair(),
+        #[cfg(feature = "sqlite")]
+        Kind::Sqlite => over_sql::sqlite::store_pair(),
     }
 }
 
-/// How long a change may go unnoticed by one who waits for it: a store on a server is asked
-/// from time to time.
+/// How long a change may go unnoticed by one who waits for it: a store that other processes
+/// write to is asked from time to time.
 pub fn notice() -> Duration {
     match kind() {
         Kind::Memory => Duration::ZERO,
-        #[cfg(feature = "redis")]
-        Kind::Redis => Duration::from_millis(250),
+        #[allow(unreachable_patterns)]
+        _ => Duration::from_millis(250),
     }
 }
 
@@ -76,7 +92,7 @@ pub fn assert_noticed(took: Duration, at: Duration, changes: u32) {
 /// Asserts that a record, written at this moment or later, was to be kept for this long.
 #[track_caller]
 pub fn assert_kept(record: Option<Snapshot>, kept: Duration, since: Instant) {
-    // A server counts whole milliseconds.
+    // A store counts whole milliseconds.
     let spent = since.elapsed() + Duration::from_millis(2);
     let left = record.map_or(Duration::ZERO, |record| record.retention_left);
     assert!(left <= kept && left + spent >= kept, "{left:?} of {kept:?}");
@@ -95,7 +111,7 @@ pub async fn once_not(status: StatusCode, mut ask: impl AsyncFnMut() -> Answer) 
     }
 }
 
-/// Asserts that so much time has passed since then, as a server counts it: in whole
+/// Asserts that so much time has passed since then, as a store counts it: in whole
 /// milliseconds.
 #[track_caller]
 pub fn assert_passed(time: Duration, since: Instant) {
@@ -103,29 +119,33 @@ pub fn assert_passed(time: Duration, since: Instant) {
     assert!(passed + Duration::from_millis(2) >= time, "only {passed:?}");
 }
 
-/// Returns once every call to a server has its answer, without any time passing.
+/// Returns once every call to a store has its answer, without any time passing.
 pub async fn answered() {
     while is_asked() {
         tokio::task::yield_now().await;
     }
 }
 
-/// Whether a call to a server is under way, on a runtime of one thread.
+/// Whether a call to a store is under way, on a runtime of one thread.
 pub fn is_asked() -> bool {
-    #[cfg(feature = "redis")]
-    return over_redis::is_asked();
-    #[cfg(not(feature = "redis"))]
+    #[cfg(any(feature = "redis", feature = "postgres", feature = "sqlite"))]
+    return asking::is_asked();
+    #[cfg(not(any(feature = "redis", feature = "postgres", feature = "sqlite")))]
     false
 }
 
-/// What makes the testbed use the store: a database of its own where it is on a server.
+/// What makes the testbed use the store: a database of its own.
 pub fn testbed_flags() -> Vec<String> {
+    #[allow(unused)]
+    let flags =
+        |store: &str, url: String| vec![format!("--store={store}"), format!("--store-url={url}")];
     match kind() {
         Kind::Memory => Vec::new(),
         #[cfg(feature = "redis")]
-        Kind::Redis => vec![
-            "--store=redis".to_owned(),
-            format!("--store-url={}", over_redis::database()),
-        ],
+        Kind::Redis => flags("redis", over_redis::database()),
+        #[cfg(feature = "postgres")]
+        Kind::Postgres => flags("postgres", over_sql::postgres::database()),
+        #[cfg(feature = "sqlite")]
+        Kind::Sqlite => flags("sqlite", over_sql::sqlite::database()),
     }
 }

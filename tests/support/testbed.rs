@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::StatusCode;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -120,46 +120,35 @@ pub fn run(flags: &[&str]) -> Output {
     Command::new(binary()).args(flags).output().unwrap()
 }
 
-/// Next to the tests, where cargo puts examples. It is built if it is not there, older than
-/// its sources, or without a store that the tests have: for a single test, cargo builds no
-/// examples.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let test = std::env::current_exe().unwrap();
-        let profile = test.parent().unwrap().parent().unwrap();
-        let name = format!("testbed{}", std::env::consts::EXE_SUFFIX);
-        let binary = profile.join("examples").join(name);
-        let sources = ["src", "examples/testbed.rs", "examples/testbed"];
-        let changed = sources.iter().map(|path| last_change(path.as_ref())).max();
-        let has_redis = || {
-            let asked = Command::new(&binary).args(["--store", "redis"]).output();
-            !String::from_utf8_lossy(&asked.unwrap().stderr).contains("not compiled in")
-        };
-        let is_new = binary.exists() && Some(last_change(&binary)) >= changed;
-        if is_new && (cfg!(not(feature = "redis")) || has_redis()) {
-            return binary;
-        }
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--example", "testbed", "--target-dir"]);
-        cargo.arg(profile.parent().unwrap());
-        if cfg!(feature = "redis") {
-            cargo.args(["--features", "redis"]);
-        }
-        if profile.ends_with("release") {
-            cargo.arg("--release");
-        }
-        assert!(cargo.status().unwrap().success(), "it does not build");
-        binary
-    })
+    BINARY.get_or_init(|| example("testbed"))
 }
 
-fn last_change(path: &Path) -> SystemTime {
-    let changed = path.metadata().unwrap().modified().unwrap();
-    if !path.is_dir() {
-        return changed;
+/// An example, built with the features of the test, where cargo puts it: for a single test,
+/// cargo builds none.
+pub fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().unwrap().parent().unwrap();
+    let features = [
+        ("default", cfg!(feature = "default")),
+        ("memory", cfg!(feature = "memory")),
+        ("tracing", cfg!(feature = "tracing")),
+        ("conformance", cfg!(feature = "conformance")),
+        ("redis", cfg!(feature = "redis")),
+        ("postgres", cfg!(feature = "postgres")),
+        ("sqlite", cfg!(feature = "sqlite")),
+    ];
+    let features = features.iter().filter(|(_, is_on)| *is_on);
+    let features: Vec<&str> = features.map(|(feature, _)| *feature).collect();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--no-default-features", "--features"]);
+    cargo.args([&features.join(","), "--example", name, "--target-dir"]);
+    cargo.arg(profile.parent().unwrap());
+    if profile.ends_with("release") {
+        cargo.arg("--release");
     }
-    let entries = path.read_dir().unwrap();
-    let inside = entries.map(|entry| last_change(&entry.unwrap().path()));
-    inside.fold(changed, SystemTime::max)
+    assert!(cargo.status().unwrap().success(), "{name} does not build");
+    let name = format!("{name}{}", std::env::consts::EXE_SUFFIX);
+    profile.join("examples").join(name)
 }

@@ -1,15 +1,15 @@
 //! One server for all tests of a program; keys of its own for each.
 
-use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, OnceLock};
 
 use ::redis::aio::{ConnectionLike, ConnectionManager};
 use ::redis::{Cmd, Pipeline, RedisFuture, Value};
-use tokio::runtime::{Builder, Handle, RuntimeFlavor};
+use tokio::runtime::Builder;
 use tokio::sync::OnceCell;
 use tower_idempotency::store::{AnyStore, RedisStore};
 
+use super::asking::ask;
 use crate::support::redis::{RedisServer, unique_prefix};
 
 const DATABASES: usize = 1024;
@@ -42,35 +42,23 @@ pub fn database() -> String {
     format!("{}{database}", server().url())
 }
 
-thread_local! {
-    static ASKED: Cell<usize> = const { Cell::new(0) };
-}
-
-pub fn is_asked() -> bool {
-    ASKED.get() > 0
-}
-
 /// A connection that is made when it is needed, and during whose calls no paused time
 /// passes.
 #[derive(Clone, Default)]
 struct Connection(Arc<OnceCell<ConnectionManager>>);
 
 impl Connection {
-    /// In a task of its own, which comes to its end while nobody polls the caller: on the
-    /// wire a call cannot be taken back.
     async fn ask<T, F>(&self, call: impl FnOnce(ConnectionManager) -> F + Send + 'static) -> T
     where
         T: Send + 'static,
         F: Future<Output = T> + Send,
     {
         let manager = Arc::clone(&self.0);
-        let asking = Asking::begin();
-        let answer = tokio::spawn(async move {
-            let _asking = asking;
+        ask(async move {
             let manager = manager.get_or_init(|| server().manager()).await.clone();
             call(manager).await
-        });
-        answer.await.unwrap()
+        })
+        .await
     }
 }
 
@@ -94,33 +82,5 @@ impl ConnectionLike for Connection {
 
     fn get_db(&self) -> i64 {
         0
-    }
-}
-
-/// While it is kept, paused time stands still: tokio takes a runtime that waits for a socket
-/// for an idle one, and would jump to the next timer, but never while a blocking task runs.
-struct Asking(Option<mpsc::Sender<()>>);
-
-impl Asking {
-    fn begin() -> Self {
-        let runtime = Handle::current();
-        if runtime.runtime_flavor() != RuntimeFlavor::CurrentThread {
-            return Self(None);
-        }
-        let (asking, answered) = mpsc::channel();
-        runtime.spawn_blocking(move || {
-            // Returns when the other end is dropped.
-            let _ = answered.recv();
-        });
-        ASKED.set(ASKED.get() + 1);
-        Self(Some(asking))
-    }
-}
-
-impl Drop for Asking {
-    fn drop(&mut self) {
-        if self.0.is_some() {
-            ASKED.set(ASKED.get() - 1);
-        }
     }
 }

@@ -1,0 +1,56 @@
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use crate::store::KeyStore;
+
+/// Long enough to be worth the trip, short enough that nobody waits behind it.
+const BATCH: usize = 1000;
+
+/// Removes expired records from time to time, until it is dropped.
+#[derive(Debug)]
+#[must_use = "it ends when it is dropped"]
+pub struct PurgeTask(JoinHandle<()>);
+
+impl PurgeTask {
+    pub(crate) fn spawn<K: KeyStore>(store: K, interval: Duration) -> Self {
+        Self(tokio::spawn(async move {
+            loop {
+                sleep(jittered(interval)).await;
+                purge(&store).await;
+            }
+        }))
+    }
+}
+
+impl Drop for PurgeTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn purge(store: &impl KeyStore) {
+    loop {
+        match store.purge_expired(BATCH).await {
+            Ok(purged) if purged < BATCH => return,
+            Ok(_) => tokio::task::yield_now().await,
+            Err(_error) => {
+                #[cfg(feature = "tracing")]
+                tracing::warn!(
+                    error = &_error as &dyn std::error::Error,
+                    "expired records were not purged"
+                );
+                return;
+            }
+        }
+    }
+}
+
+/// Between a half of it and all, so that the nodes of a service do not come in step.
+fn jittered(interval: Duration) -> Duration {
+    let mut random = [0];
+    // Without randomness they come in step, which is slower and not wrong.
+    let _ = getrandom::fill(&mut random);
+    interval - interval * u32::from(random[0]) / 512
+}

@@ -1,0 +1,175 @@
+//! Claims: a read first, and a write for what is free alone.
+
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, Error, SqlStr, Sqlite, SqliteConnection, SqliteExecutor};
+
+use super::SqliteStore;
+use super::fault::{is_busy, store_error};
+use super::stored::{Found, Stored};
+use crate::model::claim::{ClaimRequest, Claimed, Lapse};
+use crate::model::error::{StoreError, StoreErrorKind};
+use crate::store::sql::millis;
+
+/// How long a claim waits for a lock that may be a handler's, in milliseconds: many times
+/// what a commit takes.
+const BRIEFLY: i64 = 40;
+
+/// How often a claim finds that others were faster. Each time one of them has come further.
+const ROUNDS: usize = 16;
+
+/// What a write that does not wait comes to.
+enum Attempted {
+    Acquired(u64),
+    /// It was not free any more.
+    TooLate,
+    /// Another connection had the lock all the time.
+    Locked,
+}
+
+impl SqliteStore {
+    pub(super) async fn claim_key(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
+        for _ in 0..ROUNDS {
+            let stored = self.find(request).await?;
+            let is_on_record = stored.is_some();
+            let found = stored.map_or(Ok(Found::Free), |stored| stored.claimed(request));
+            match found? {
+                Found::Answer(claimed) => return Ok(claimed),
+                Found::Free => {
+                    let claim = self.statements.claim.clone();
+                    match acquire(&self.pool, claim, request).await {
+                        Ok(Some(attempt)) => return Ok(Claimed::Acquired(request.hold(attempt))),
+                        Ok(None) => {}
+                        Err(error) if is_on_record => return Err(doubtful(store_error(error))),
+                        Err(error) => return Err(store_error(error)),
+                    }
+                }
+                Found::FreeUnlessLocked { attempt } => match self.acquire_at_once(request).await? {
+                    Attempted::Acquired(attempt) => {
+                        return Ok(Claimed::Acquired(request.hold(attempt)));
+                    }
+                    Attempted::TooLate => {}
+                    Attempted::Locked => {
+                        return Ok(Claimed::InProgress {
+                            attempt,
+                            lease_left: Duration::ZERO,
+                        });
+                    }
+                },
+            }
+        }
+        let busy = "others were faster each time";
+        Err(StoreError::new(StoreErrorKind::Ambiguous, busy))
+    }
+
+    async fn find(&self, request: &ClaimRequest) -> Result<Option<Stored>, StoreError> {
+        let row = sqlx::query(self.statements.read.clone())
+            .bind(request.id.as_bytes().as_slice())
+            .bind(request.fingerprint.as_bytes().as_slice())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(store_error)?;
+        row.as_ref().map(Stored::read).transpose()
+    }
+
+    /// Without waiting for a handler's transaction. As long as others commit, the lock is
+    /// none of those.
+    async fn acquire_at_once(&self, request: &ClaimRequest) -> Result<Attempted, StoreError> {
+        let connection = self.pool.acquire().await;
+        let connection = connection.map_err(|error| doubtful(store_error(error)))?;
+        let claim = self.statements.claim.clone();
+        let request = request.clone();
+        // In a task of its own: a connection that came back from a dropped call with another
+        // time-out would fail its next user.
+        let attempt = tokio::spawn(acquire_briefly(connection, claim, request));
+        match attempt.await {
+            Ok(Ok(attempted)) => Ok(attempted),
+            Ok(Err(error)) => Err(doubtful(store_error(error))),
+            Err(error) => Err(StoreError::new(StoreErrorKind::Ambiguous, error)),
+        }
+    }
+}
+
+async fn acquire_briefly(
+    mut connection: PoolConnection<Sqlite>,
+    claim: SqlStr,
+    request: ClaimRequest,
+) -> Result<Attempted, Error> {
+    let usual: i64 = pragma(&mut connection, "PRAGMA busy_timeout").await?;
+    set_busy_timeout(&mut connection, usual.min(BRIEFLY)).await?;
+    let attempted = try_while_others_commit(&mut connection, &claim, &request).await;
+    if let Err(error) = set_busy_timeout(&mut connection, usual).await {
+        connection.close_on_drop();
+        return attempted.or(Err(error));
+    }
+    attempted
+}
+
+async fn try_while_others_commit(
+    connection: &mut SqliteConnection,
+    claim: &SqlStr,
+    request: &ClaimRequest,
+) -> Result<Attempted, Error> {
+    let mut version: i64 = pragma(connection, "PRAGMA data_version").await?;
+    for _ in 0..ROUNDS {
+        match acquire(&mut *connection, claim.clone(), request).await {
+            Ok(attempt) => return Ok(attempt.map_or(Attempted::TooLate, Attempted::Acquired)),
+            Err(error) if is_busy(&error) => {}
+            Err(error) => return Err(error),
+        }
+        let latest = pragma(connection, "PRAGMA data_version").await?;
+        if latest == version {
+            break;
+        }
+        version = latest;
+    }
+    Ok(Attempted::Locked)
+}
+
+async fn pragma(connection: &mut SqliteConnection, pragma: &'static str) -> Result<i64, Error> {
+    sqlx::query_scalar(pragma).fetch_one(connection).await
+}
+
+async fn set_busy_timeout(connection: &mut SqliteConnection, millis: i64) -> Result<(), Error> {
+    let set = AssertSqlSafe(format!("PRAGMA busy_timeout = {millis}"));
+    sqlx::query(set)
+        .persistent(false)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The attempt that it has become, or none where the key is not free.
+///
+/// All rows are asked for, though there is but one: the driver takes the first one before
+/// the statement has committed, and would then not tell that the commit failed.
+async fn acquire(
+    executor: impl SqliteExecutor<'_>,
+    claim: SqlStr,
+    request: &ClaimRequest,
+) -> Result<Option<u64>, Error> {
+    let seals = request.lapse == Lapse::Seal;
+    let lease = millis(request.lease);
+    let rows: Vec<SqliteRow> = sqlx::query(claim)
+        .bind(request.id.as_bytes().as_slice())
+        .bind(request.fingerprint.as_bytes().as_slice())
+        .bind(request.owner.as_bytes().as_slice())
+        .bind(seals)
+        .bind(lease)
+        .bind(lease + millis(request.retention))
+        .fetch_all(executor)
+        .await?;
+    let attempt = |row| sqlx::Row::try_get::<i64, usize>(row, 0);
+    let attempt = rows.first().map(attempt).transpose()?;
+    Ok(attempt.map(|attempt| u64::try_from(attempt).unwrap_or_default()))
+}
+
+/// No leave to run unprotected: an earlier attempt is on record.
+fn doubtful(error: StoreError) -> StoreError {
+    match error.kind() {
+        StoreErrorKind::NotApplied => StoreError::new(StoreErrorKind::Ambiguous, error),
+        _ => error,
+    }
+}

@@ -1,0 +1,132 @@
+use std::error::Error;
+use std::fmt;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+
+use crate::policy::behaviour::Outcome;
+use crate::policy::rejection::{ProblemJson, RejectionKind, RejectionResponse};
+use crate::store::StoreError;
+
+/// A transaction was not committed, or is not known to be.
+///
+/// [`into_response`](Self::into_response) makes the right answer of it. With `?` it also
+/// takes the `sqlx::Error` of the handler's own statements, where the feature `postgres` or
+/// `sqlite` is on: a serialization failure, a deadlock and a busy database become
+/// [`Store`](Self::Store), everything else [`Statement`](Self::Statement).
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum TransactionError {
+    /// Another run has taken the key over, or this one is concluded: rolled back.
+    LostOwnership,
+    /// The store has no record of this run: it is not the one that the layer claims in, or
+    /// it has lost the claim. Rolled back.
+    NotInStore,
+    /// It was called as it cannot work: rolled back.
+    Misuse(&'static str),
+    /// The database failed or refused: rolled back.
+    Store(StoreError),
+    /// The answer to the commit was lost, and it could not be found out yet whether it
+    /// counts.
+    InDoubt(StoreError),
+    /// A statement of the handler's failed: rolled back.
+    Statement(Box<dyn Error + Send + Sync>),
+    /// The body of the answer broke off before it was whole: rolled back.
+    Body(Box<dyn Error + Send + Sync>),
+}
+
+impl TransactionError {
+    /// The answer to the caller, `application/problem+json`
+    /// ([RFC 9457 §3](https://www.rfc-editor.org/rfc/rfc9457#section-3)):
+    ///
+    /// | Error | Answer | What the layer makes of it |
+    /// |---|---|---|
+    /// | [`LostOwnership`](Self::LostOwnership) | 409 `in-progress`, `Retry-After: 1` | nothing: the other run counts |
+    /// | [`Store`](Self::Store) | 503 `store-unavailable`, `Retry-After: 1` | the key is released |
+    /// | [`InDoubt`](Self::InDoubt) | the same | it finds out, and answers accordingly |
+    /// | every other | 500 `transaction-failed` | a failed run |
+    pub fn into_response(self) -> Response<Full<Bytes>> {
+        let kind = match self {
+            Self::LostOwnership => RejectionKind::InProgress,
+            Self::Store(_) | Self::InDoubt(_) => RejectionKind::StoreUnavailable,
+            Self::NotInStore | Self::Misuse(_) | Self::Statement(_) | Self::Body(_) => {
+                RejectionKind::TransactionFailed
+            }
+        };
+        let (request, ()) = Request::new(()).into_parts();
+        let mut response = ProblemJson::default().response(&kind.into(), &request);
+        // A refusal lets its key go, and a handler that failed has to leave that to the policy.
+        if kind != RejectionKind::TransactionFailed {
+            response.extensions_mut().insert(Outcome::Rejected(kind));
+        }
+        response.map(Full::new)
+    }
+
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::LostOwnership => "the run does not hold its key any more",
+            Self::NotInStore => {
+                "the store has no record of the run: it is not the one that the layer claims in, \
+                 or has lost the claim"
+            }
+            Self::Misuse(what) => what,
+            Self::Store(_) => "the database did not commit the transaction",
+            Self::InDoubt(_) => "the transaction may or may not be committed",
+            Self::Statement(_) => "a statement of the transaction failed",
+            Self::Body(_) => "the body of the answer broke off",
+        }
+    }
+}
+
+impl fmt::Display for TransactionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Error for TransactionError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::LostOwnership | Self::NotInStore | Self::Misuse(_) => None,
+            Self::Store(error) | Self::InDoubt(error) => Some(error),
+            Self::Statement(error) | Self::Body(error) => Some(&**error),
+        }
+    }
+}
+
+impl From<StoreError> for TransactionError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
+impl From<sqlx::Error> for TransactionError {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::error::DatabaseError;
+
+        use crate::store::StoreErrorKind;
+
+        let refusal = error.as_database_error().and_then(DatabaseError::code);
+        match refusal.is_some_and(|code| is_conflict(&code)) {
+            true => Self::Store(StoreError::new(StoreErrorKind::NotApplied, error)),
+            false => Self::Statement(error.into()),
+        }
+    }
+}
+
+/// Another transaction was in the way: a serialization failure or a deadlock of PostgreSQL
+/// (a SQLSTATE has five characters), and `SQLITE_BUSY` or `SQLITE_LOCKED` in any extended
+/// form.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+fn is_conflict(code: &str) -> bool {
+    match code {
+        "40001" | "40P01" => true,
+        _ if code.len() == 5 => false,
+        _ => code
+            .parse()
+            .is_ok_and(|code: u32| matches!(code & 0xff, 5 | 6)),
+    }
+}
