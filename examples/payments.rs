@@ -6,10 +6,13 @@
 //! cargo run --example payments -- --serve   # stays up, for curl
 //! ```
 //!
-//! Both keep their records in memory, or, with a URL, on a Redis server:
+//! Both keep their records in memory, or, with a URL, in a file, on a Redis server, or on a
+//! PostgreSQL server:
 //!
 //! ```sh
+//! cargo run --features sqlite --example payments -- sqlite:payments.db
 //! cargo run --features redis --example payments -- redis://127.0.0.1:6379
+//! cargo run --features postgres --example payments -- postgres://postgres@127.0.0.1/postgres
 //! ```
 //!
 //! `server.rs` is what to imitate, `store.rs` opens the store, `gateway.rs` stands for the
@@ -45,15 +48,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     let gateway = Gateway::default();
     if stays_up {
-        let store = store::open(url.as_deref(), "payments").await?;
+        let store = store::open(url.as_deref()).await?;
         let listener = TcpListener::bind("127.0.0.1:3000").await?;
         println!("{TO_TRY}");
-        Ok(server::serve(listener, store, gateway).await?)
+        Ok(server::serve(listener, store, "payments", gateway).await?)
     } else {
-        let store = store::open(url.as_deref(), &store::unique_prefix()).await?;
+        let store = store::open(url.as_deref()).await?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        tokio::spawn(server::serve(listener, store, gateway));
+        let namespace = store::unique_namespace();
+        tokio::spawn(async move { server::serve(listener, store, &namespace, gateway).await });
         client::play(address).await
     }
 }

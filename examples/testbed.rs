@@ -4,6 +4,7 @@
 //! ```sh
 //! cargo run --example testbed -- --listen 127.0.0.1:8080 --lease-ms 1000
 //! cargo run --example testbed -- --help
+//! cargo run --features sqlite --example testbed -- --store sqlite --store-url testbed.db
 //! ```
 //!
 //! It speaks HTTP/1.1 and HTTP/2 (prior knowledge). Once it accepts connections it prints
@@ -14,6 +15,8 @@
 
 #[path = "testbed/args.rs"]
 mod args;
+#[path = "testbed/ledger.rs"]
+mod ledger;
 #[path = "testbed/routes.rs"]
 mod routes;
 #[path = "testbed/store.rs"]
@@ -21,6 +24,7 @@ mod store;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
@@ -31,6 +35,8 @@ use tower_idempotency::store::AnyStore;
 use tower_idempotency::{IdempotencyLayer, SharedByAllCallers, by_trusted_header};
 
 use self::args::{Args, Command, HELP};
+use self::ledger::Ledger;
+use self::store::Opened;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -64,8 +70,8 @@ async fn run() -> Result<(), Fault> {
             return Ok(());
         }
     };
-    let layer = layer(&args, store::open(&args).await?);
-    let served = serve(&args, layer).await;
+    let Opened { store, ledger } = store::open(&args).await?;
+    let served = serve(&args, layer(&args, store), ledger).await;
     served.map_err(|error| Fault::Failed(format!("{}: {error}", args.listen)))
 }
 
@@ -85,7 +91,11 @@ fn layer(args: &Args, store: AnyStore) -> IdempotencyLayer {
         .response_body_limit(args.response_limit)
 }
 
-async fn serve(args: &Args, layer: IdempotencyLayer) -> io::Result<()> {
+async fn serve(
+    args: &Args,
+    layer: IdempotencyLayer,
+    ledger: Option<Arc<dyn Ledger>>,
+) -> io::Result<()> {
     // Before the ready line: whoever has read it may send the signal.
     let shutdown = shutdown_signal()?;
     let listener = TcpListener::bind(args.listen).await?;
@@ -94,7 +104,7 @@ async fn serve(args: &Args, layer: IdempotencyLayer) -> io::Result<()> {
     let listener = listener.tap_io(|connection| drop(connection.set_nodelay(true)));
 
     let in_flight = layer.in_flight();
-    let app = routes::app((!args.no_layer).then_some(layer));
+    let app = routes::app((!args.no_layer).then_some(layer), ledger);
     let (stop, stopped) = oneshot::channel::<()>();
     let server = axum::serve(listener, app).with_graceful_shutdown(async {
         let _ = stopped.await;

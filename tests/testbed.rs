@@ -314,6 +314,24 @@ async fn trailers_follow_the_body() {
 }
 
 #[tokio::test]
+async fn without_transactions_there_are_no_transfers() {
+    for flags in [&["--store=memory"][..], &["--store=memory", "--no-layer"]] {
+        let testbed = Testbed::start(flags).await;
+        for _ in 0..2 {
+            let answer = testbed.post("/transfer?amount=1", "k").await;
+            assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED);
+            assert!(answer.text().contains("no transactions"));
+            assert!(!answer.is_replay());
+        }
+        let answer = testbed.ask("GET /ledger").await;
+        assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED);
+        let missing = testbed.post("/transfer", "l").await;
+        assert_eq!(missing.status, StatusCode::BAD_REQUEST);
+        assert_eq!(testbed.runs().await, 0);
+    }
+}
+
+#[tokio::test]
 async fn operation_tells_what_the_handler_knows() {
     let testbed = Testbed::start(&[]).await;
     let first = testbed.post("/operation", "\"k 1\"").await;

@@ -43,10 +43,6 @@ fn a_misused_command_line_is_told_on_stderr_with_exit_code_2() {
         (&["--no-layer=yes"], "--no-layer takes no value"),
         (&["--listen", "nowhere"], "--listen cannot be `nowhere`"),
         (&["--store", "paper"], "no store is called `paper`"),
-        (
-            &["--store", "sqlite"],
-            "the store `sqlite` is not compiled in",
-        ),
         (&["--retention-ms", "0"], "--retention-ms cannot be `0`"),
         (&["--lease-ms=soon"], "--lease-ms cannot be `soon`"),
         (&["--lease-ms", "9"], "--lease-ms cannot be `9`"),
@@ -67,6 +63,25 @@ fn a_misused_command_line_is_told_on_stderr_with_exit_code_2() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(stderr.contains(told), "{flags:?}: {stderr}");
         assert!(output.stdout.is_empty(), "{flags:?}");
+    }
+}
+
+#[test]
+fn a_store_that_is_not_compiled_in_or_has_no_url_is_misuse() {
+    for (name, is_compiled_in) in [
+        ("sqlite", cfg!(feature = "sqlite")),
+        ("redis", cfg!(feature = "redis")),
+        ("postgres", cfg!(feature = "postgres")),
+    ] {
+        let output = run(&["--store", name]);
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let told = match is_compiled_in {
+            true => format!("--store {name} needs a --store-url"),
+            false => format!("the store `{name}` is not compiled in"),
+        };
+        assert!(stderr.contains(&told), "{stderr}");
+        assert!(output.stdout.is_empty(), "{name}");
     }
 }
 

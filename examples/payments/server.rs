@@ -20,10 +20,13 @@ use crate::gateway::{Charge, Gateway, GatewayDown};
 pub(crate) async fn serve(
     listener: TcpListener,
     store: AnyStore,
+    namespace: &str,
     gateway: Gateway,
 ) -> io::Result<()> {
     let scope = by_extension(|account: &Account| Scope::new(account.0));
-    let idempotency = IdempotencyLayer::new(store, scope).require_key(true);
+    let idempotency = IdempotencyLayer::new(store, scope)
+        .namespace(namespace)
+        .require_key(true);
     let in_flight = idempotency.in_flight();
 
     let app = Router::new()

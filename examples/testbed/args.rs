@@ -16,7 +16,9 @@ Usage: testbed [FLAG]...        --flag VALUE and --flag=VALUE are the same
   --listen ADDRESS              127.0.0.1:0; port 0 takes a free one
   --store NAME                  memory; or sqlite, redis, postgres, where compiled in
   --store-url URL               where the store is: redis://HOST:PORT/DATABASE, or several
-                                separated by commas for a cluster; memory has no use for it
+                                separated by commas for a cluster;
+                                postgres://USER@HOST:PORT/DATABASE; a file or sqlite:FILE,
+                                made if it is not there; memory has no use for it
   --retention-ms N              86400000; how long an answer is kept
   --lease-ms N                  30000; how long a claim stands unless it is renewed
   --max-hold-ms N               900000; how long one run may hold its key

@@ -1,7 +1,5 @@
 //! One server, or a cluster of them.
 
-use std::error::Error;
-use std::iter::successors;
 use std::time::Duration;
 
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
@@ -10,6 +8,7 @@ use redis::io::tcp::TcpSettings;
 use redis::{Client, IntoConnectionInfo, RedisResult};
 use tower_idempotency::store::{AnyStore, RedisStore};
 
+use super::{misread, unusable};
 use crate::Fault;
 
 // The layer waits 2 s for a call. The driver gives up before that, for it knows more: that
@@ -81,21 +80,4 @@ where
         eprintln!("testbed: warning: {warning}");
     }
     Ok(AnyStore::new(store))
-}
-
-/// A URL may hold a password, so it is not repeated.
-fn misread(error: &dyn Error) -> Fault {
-    Fault::Misused(format!("--store-url cannot be used: {}", told(error)))
-}
-
-fn unusable(error: &dyn Error) -> Fault {
-    Fault::Failed(format!("--store-url: {}", told(error)))
-}
-
-/// With its causes. Some errors repeat theirs.
-fn told(error: &dyn Error) -> String {
-    let chain = successors(Some(error), |&error| error.source());
-    let mut chain: Vec<_> = chain.map(ToString::to_string).collect();
-    chain.dedup();
-    chain.join(": ")
 }

@@ -14,10 +14,16 @@
 //! | `/flaky?failures=N` | 500 for the first N runs of its key, then 200; `attempt:A` |
 //! | `/trailers` | `with-trailers`, and a trailer for clients that send `TE: trailers` |
 //! | `/operation` | what the handler knows of its run |
+//! | `/transfer?amount=N` | 201, `{"row": n}`: a new row of the ledger, committed with this answer |
 //! | `GET /counter`, `POST /reset` | the counter, outside of the layer |
+//! | `GET /ledger` | `{"rows": n, "keys": m}`, outside of the layer: its rows, and the distinct keys among them |
 //!
 //! Without the layer, or without a key, there is no operation: `/operation` answers
-//! `null` three times, and to `/flaky` every run is the first.
+//! `null` three times, to `/flaky` every run is the first, and `/transfer` commits a row
+//! that has no key.
+//!
+//! The ledger is a table in the database of the store. Over a store without transactions,
+//! memory or Redis, `/transfer` and `/ledger` answer 501 and run no handler.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -42,7 +48,10 @@ use http_body_util::{BodyExt, StreamBody};
 use serde_json::{Value, json};
 use tower_idempotency::{IdempotencyLayer, Operation};
 
-pub(crate) fn app(layer: Option<IdempotencyLayer>) -> Router {
+use crate::ledger::{self, Ledger};
+
+pub(crate) fn app(layer: Option<IdempotencyLayer>, ledger: Option<Arc<dyn Ledger>>) -> Router {
+    let runs = Runs::default();
     let protected = Router::new()
         .route("/echo", any(echo))
         .route("/status/{code}", any(status))
@@ -55,6 +64,7 @@ pub(crate) fn app(layer: Option<IdempotencyLayer>) -> Router {
         .route("/flaky", any(flaky))
         .route("/trailers", any(trailers))
         .route("/operation", any(operation))
+        .merge(ledger::transfers(ledger.clone(), runs.clone()))
         // The layer has a limit of its own.
         .layer(DefaultBodyLimit::disable());
     let protected = match layer {
@@ -65,16 +75,17 @@ pub(crate) fn app(layer: Option<IdempotencyLayer>) -> Router {
         .route("/counter", get(counter))
         .route("/reset", post(reset))
         .merge(protected)
-        .with_state(Runs::default())
+        .with_state(runs)
+        .merge(ledger::totals(ledger))
 }
 
 /// How often a handler ran.
 #[derive(Clone, Default)]
-struct Runs(Arc<AtomicU64>);
+pub(crate) struct Runs(Arc<AtomicU64>);
 
 impl Runs {
     /// Counts one more, and gives its number.
-    fn add(&self) -> u64 {
+    pub(crate) fn add(&self) -> u64 {
         self.0.fetch_add(1, Ordering::SeqCst) + 1
     }
 }
@@ -266,19 +277,22 @@ impl http_body::Body for Xs {
     }
 }
 
-type Parameters = Query<HashMap<String, String>>;
+pub(crate) type Parameters = Query<HashMap<String, String>>;
 
 fn optional<T: FromStr>(query: &Parameters, name: &'static str) -> Result<Option<T>, BadParameter> {
     let value = query.get(name).map(|value| value.parse());
     value.transpose().map_err(|_| BadParameter(name))
 }
 
-fn required<T: FromStr>(query: &Parameters, name: &'static str) -> Result<T, BadParameter> {
+pub(crate) fn required<T: FromStr>(
+    query: &Parameters,
+    name: &'static str,
+) -> Result<T, BadParameter> {
     optional(query, name)?.ok_or(BadParameter(name))
 }
 
 /// A parameter is missing, or cannot be read.
-struct BadParameter(&'static str);
+pub(crate) struct BadParameter(&'static str);
 
 impl IntoResponse for BadParameter {
     fn into_response(self) -> Response {
