@@ -259,5 +259,8 @@ fn held(fence: Fence) -> Result<(), TransactionError> {
         Fence::Held => Ok(()),
         Fence::Lost => Err(TransactionError::LostOwnership),
         Fence::Unknown => Err(TransactionError::NotInStore),
+        Fence::NoTransaction => Err(TransactionError::Misuse(
+            "no transaction is open: it was ended by hand, or rolled back after an error",
+        )),
     }
 }

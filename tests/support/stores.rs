@@ -69,13 +69,21 @@ pub fn store_pair() -> (AnyStore, AnyStore) {
     }
 }
 
+/// Between two look-ups of one who waits.
+#[cfg(any(feature = "redis", feature = "postgres", feature = "sqlite"))]
+const AT_MOST: Duration = Duration::from_millis(250);
+
 /// How long a change may go unnoticed by one who waits for it: a store that other processes
 /// write to is asked from time to time.
 pub fn notice() -> Duration {
     match kind() {
         Kind::Memory => Duration::ZERO,
-        #[allow(unreachable_patterns)]
-        _ => Duration::from_millis(250),
+        #[cfg(feature = "redis")]
+        Kind::Redis => AT_MOST,
+        #[cfg(feature = "postgres")]
+        Kind::Postgres => AT_MOST,
+        #[cfg(feature = "sqlite")]
+        Kind::Sqlite => AT_MOST,
     }
 }
 

@@ -10,7 +10,7 @@ use super::fault::{not_sent, store_error};
 use super::statement::Value;
 use super::stored;
 use crate::model::claim::Hold;
-use crate::model::error::{StoreError, StoreErrorKind};
+use crate::model::error::StoreError;
 use crate::model::record::Record;
 use crate::store::sql::millis;
 use crate::store::{Fence, TransactionalStore};
@@ -65,10 +65,7 @@ impl TransactionalStore for PostgresStore {
         let row = self.ask_on(connection, complete, &values).await;
         match row.map_err(store_error)? {
             Some(_) => Ok(Fence::Held),
-            None => Err(StoreError::new(
-                StoreErrorKind::NotApplied,
-                "no transaction is open on this connection",
-            )),
+            None => Ok(Fence::NoTransaction),
         }
     }
 

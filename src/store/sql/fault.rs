@@ -17,10 +17,9 @@ pub(crate) fn store_error(
     let kind = match &error {
         Error::Database(error) => refusal(&**error),
         // Nothing was sent: no connection was to be had, or the values do not fit.
-        Error::PoolTimedOut
-        | Error::PoolClosed
-        | Error::Encode(_)
-        | Error::InvalidArgument(_) => StoreErrorKind::NotApplied,
+        Error::PoolTimedOut | Error::PoolClosed | Error::Encode(_) | Error::InvalidArgument(_) => {
+            StoreErrorKind::NotApplied
+        }
         Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             StoreErrorKind::NotApplied
         }

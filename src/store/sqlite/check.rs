@@ -36,7 +36,7 @@ pub enum Finding {
     ReadOnly,
     /// It is in memory.
     InMemory,
-    /// Readers and writers wait for each other.
+    /// Readers and writers are in each other's way.
     NotWal {
         /// Its `journal_mode`.
         mode: String,
@@ -61,10 +61,10 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// Whether it breaks a promise sooner or later in ordinary operation. The other ones
-    /// take a failure or cost time, and may be accepted with open eyes.
+    /// Whether it breaks a promise sooner or later in ordinary operation. The other one takes
+    /// the loss of power, and may be accepted with open eyes.
     pub const fn is_unfit(&self) -> bool {
-        !matches!(self, Self::NotWal { .. } | Self::NotDurable { .. })
+        !matches!(self, Self::NotDurable { .. })
     }
 }
 
@@ -90,8 +90,8 @@ impl fmt::Display for Finding {
             ),
             Self::NotWal { mode } => write!(
                 f,
-                "`journal_mode` is `{mode}`: replays and conflicts wait for writers, and writers \
-                 for them; set it to `wal`"
+                "`journal_mode` is `{mode}`: readers and writers wait for each other, and are \
+                 refused where both would wait for ever; set it to `wal`"
             ),
             Self::NoJournal { mode } => write!(
                 f,

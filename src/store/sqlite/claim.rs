@@ -1,21 +1,27 @@
 //! Claims: a read first, and a write for what is free alone.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Error, SqlStr, Sqlite, SqliteConnection, SqliteExecutor};
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::SqliteStore;
 use super::fault::{is_busy, store_error};
 use super::stored::{Found, Stored};
 use crate::model::claim::{ClaimRequest, Claimed, Lapse};
 use crate::model::error::{StoreError, StoreErrorKind};
+use crate::model::scope::RecordId;
 use crate::store::sql::millis;
 
 /// How long a claim waits for a lock that may be a handler's, in milliseconds: many times
 /// what a commit takes.
 const BRIEFLY: i64 = 40;
+
+/// Claims of one key that do not wait take turns in a process, so that the lock which one of
+/// them finds taken is not that of another one. Kept is which key was found locked, and when.
+static TURNS: [Mutex<Option<(RecordId, Instant)>>; 64] = [const { Mutex::const_new(None) }; 64];
 
 /// How often a claim finds that others were faster. Each time one of them has come further.
 const ROUNDS: usize = 16;
@@ -77,19 +83,45 @@ impl SqliteStore {
     /// Without waiting for a handler's transaction. As long as others commit, the lock is
     /// none of those.
     async fn acquire_at_once(&self, request: &ClaimRequest) -> Result<Attempted, StoreError> {
+        let came = Instant::now();
+        let turn = TURNS[usize::from(request.id.as_bytes()[0]) % TURNS.len()]
+            .lock()
+            .await;
+        // Whoever waited for a turn shares what was found meanwhile.
+        if turn.is_some_and(|(id, at)| id == request.id && at >= came) {
+            return Ok(Attempted::Locked);
+        }
+        let found = self.find(request).await.map_err(doubtful)?;
+        let found = found.map(|stored| stored.claimed(request)).transpose()?;
+        if !matches!(found, Some(Found::FreeUnlessLocked { .. })) {
+            return Ok(Attempted::TooLate);
+        }
         let connection = self.pool.acquire().await;
         let connection = connection.map_err(|error| doubtful(store_error(error)))?;
         let claim = self.statements.claim.clone();
-        let request = request.clone();
         // In a task of its own: a connection that came back from a dropped call with another
         // time-out would fail its next user.
-        let attempt = tokio::spawn(acquire_briefly(connection, claim, request));
+        let attempt = tokio::spawn(take_turn(turn, connection, claim, request.clone()));
         match attempt.await {
             Ok(Ok(attempted)) => Ok(attempted),
             Ok(Err(error)) => Err(doubtful(store_error(error))),
             Err(error) => Err(StoreError::new(StoreErrorKind::Ambiguous, error)),
         }
     }
+}
+
+async fn take_turn(
+    mut turn: MutexGuard<'static, Option<(RecordId, Instant)>>,
+    connection: PoolConnection<Sqlite>,
+    claim: SqlStr,
+    request: ClaimRequest,
+) -> Result<Attempted, Error> {
+    let id = request.id;
+    let attempted = acquire_briefly(connection, claim, request).await?;
+    if matches!(attempted, Attempted::Locked) {
+        *turn = Some((id, Instant::now()));
+    }
+    Ok(attempted)
 }
 
 async fn acquire_briefly(

@@ -115,8 +115,6 @@
 //! much longer than its record, and removes at most 8 MiB of answers in one statement, since all other
 //! writers wait meanwhile. The file does not shrink, and its free pages are used again.
 
-#![allow(clippy::doc_markdown, reason = "SQLite is a name")]
-
 mod calls;
 mod check;
 mod claim;
@@ -241,7 +239,8 @@ impl SqliteStore {
     /// # Errors
     ///
     /// [`Unfit`](CheckError::Unfit) where the database breaks a promise sooner or later in
-    /// ordinary operation: it is read-only, in memory, without a journal, a busy time-out or the right tables, or the library is too old.
+    /// ordinary operation: it is read-only, in memory, without WAL, a busy time-out or the
+    /// right tables, or the library is too old.
     /// [`Store`](CheckError::Store) where it could not be asked.
     pub async fn check(&self) -> Result<Vec<Finding>, CheckError> {
         self.audit().await

@@ -9,7 +9,7 @@ use super::calls::{returned, statement, statement_of};
 use super::fault::{commit_error, is_logic_error, store_error};
 use super::stored::Stored;
 use crate::model::claim::Hold;
-use crate::model::error::{StoreError, StoreErrorKind};
+use crate::model::error::StoreError;
 use crate::model::record::Record;
 use crate::store::{Fence, TransactionalStore};
 
@@ -35,7 +35,9 @@ impl TransactionalStore for SqliteStore {
         connection: &mut SqliteConnection,
         hold: &Hold,
     ) -> Result<Fence, StoreError> {
-        must_be_open(connection).await?;
+        if !is_open(connection).await? {
+            return Ok(Fence::NoTransaction);
+        }
         let fence = self.fence_in(connection, hold).await;
         kept_open(fence, connection).await
     }
@@ -47,7 +49,9 @@ impl TransactionalStore for SqliteStore {
         record: &Record,
         retention: Duration,
     ) -> Result<Fence, StoreError> {
-        must_be_open(connection).await?;
+        if !is_open(connection).await? {
+            return Ok(Fence::NoTransaction);
+        }
         let fence = self.record_in(connection, hold, record, retention).await;
         kept_open(fence, connection).await
     }
@@ -123,24 +127,18 @@ impl SqliteStore {
 /// the handler did not mind that error, its answer must not be recorded without its effect.
 ///
 /// SQLite tells whether a transaction is open by refusing to begin another one.
-async fn must_be_open(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+async fn is_open(connection: &mut SqliteConnection) -> Result<bool, StoreError> {
     match begin(connection).await {
-        Err(error) if is_logic_error(&error) => return Ok(()),
+        Err(error) if is_logic_error(&error) => return Ok(true),
         Err(error) => return Err(store_error(error)),
         Ok(()) => {}
     }
-    if connection.is_in_transaction() {
-        return Err(StoreError::new(
-            StoreErrorKind::NotApplied,
-            "the transaction was rolled back after an error",
-        ));
+    // The driver, where it believes in a transaction, rolls this one back in its place.
+    if !connection.is_in_transaction() {
+        let rollback = sqlx::query("ROLLBACK").execute(connection).await;
+        rollback.map_err(store_error)?;
     }
-    let rollback = sqlx::query("ROLLBACK").execute(connection).await;
-    rollback.map_err(store_error)?;
-    Err(StoreError::new(
-        StoreErrorKind::Misconfigured,
-        "no transaction is open on this connection",
-    ))
+    Ok(false)
 }
 
 /// After an error that has rolled the transaction back, an empty one for the driver to roll
