@@ -73,6 +73,37 @@ impl Operation {
     /// is open, whatever became of the lease, and the lease is not renewed meanwhile. An
     /// operation has one at a time. Two trips to the database.
     ///
+    #[cfg_attr(feature = "postgres", doc = "```")]
+    #[cfg_attr(not(feature = "postgres"), doc = "```ignore")]
+    /// use axum::{Extension, body::Body, extract::State, response::IntoResponse};
+    /// use http::Response;
+    /// use tower_idempotency::store::PostgresStore;
+    /// use tower_idempotency::{Operation, TransactionError, sqlx};
+    ///
+    /// async fn pay(
+    ///     store: &PostgresStore,
+    ///     operation: &Operation,
+    /// ) -> Result<impl IntoResponse, TransactionError> {
+    ///     let mut transaction = operation.begin(store).await?;
+    ///     sqlx::query("UPDATE account SET cents = cents - 1999")
+    ///         .execute(&mut *transaction)
+    ///         .await?;
+    ///     // Whatever returns before this rolls back.
+    ///     operation.finish(transaction, Response::new(Body::from("paid"))).await
+    /// }
+    ///
+    /// async fn handler(
+    ///     State(store): State<PostgresStore>,
+    ///     Extension(operation): Extension<Operation>,
+    /// ) -> impl IntoResponse {
+    ///     match pay(&store, &operation).await {
+    ///         Ok(answer) => answer.into_response(),
+    ///         Err(error) => error.into_response().into_response(),
+    ///     }
+    /// }
+    /// # let _ = axum::Router::new().route("/", axum::routing::post(handler));
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`LostOwnership`](TransactionError::LostOwnership) when another run has taken over or
@@ -138,9 +169,10 @@ impl Operation {
             ));
         }
         let (record, retention, answer) = self.recorded(response).await?;
+        // The lock is to be gone before the word that it is: the last is dropped first.
         let Transaction {
-            mut inner,
             fenced,
+            mut inner,
             store,
             hold,
         } = transaction;
@@ -184,6 +216,29 @@ impl Operation {
     /// [`LostOwnership`](TransactionError::LostOwnership),
     /// [`NotInStore`](TransactionError::NotInStore), [`Store`](TransactionError::Store): the
     /// transaction is to be rolled back.
+    ///
+    #[cfg_attr(feature = "postgres", doc = "```")]
+    #[cfg_attr(not(feature = "postgres"), doc = "```ignore")]
+    /// # use axum::body::Body;
+    /// # use http::Response;
+    /// # use tower_idempotency::store::PostgresStore;
+    /// # use tower_idempotency::{Operation, ResponseBody, TransactionError};
+    /// use tower_idempotency::sqlx::{self, PgPool};
+    ///
+    /// async fn pay(
+    ///     pool: &PgPool,
+    ///     store: &PostgresStore,
+    ///     operation: &Operation,
+    /// ) -> Result<Response<ResponseBody<Body>>, TransactionError> {
+    ///     let mut own = pool.begin_with("BEGIN ISOLATION LEVEL SERIALIZABLE").await?;
+    ///     operation.fence(store, &mut own).await?;
+    ///     sqlx::query("UPDATE account SET cents = cents - 1999").execute(&mut *own).await?;
+    ///     let answer = Response::new(Body::from("paid"));
+    ///     let answer = operation.complete_in(store, &mut own, answer).await?;
+    ///     own.commit().await?;
+    ///     Ok(answer)
+    /// }
+    /// ```
     pub async fn fence<T: TransactionalStore>(
         &self,
         store: &T,

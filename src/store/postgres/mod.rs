@@ -51,6 +51,23 @@
 //! Whoever waits for a run looks the record up now and then, at random every 25 ms to
 //! 250 ms; that only reads.
 //!
+//! # Transactions of handlers
+//!
+//! [`Operation::begin`](crate::Operation::begin) opens one at the isolation level that the
+//! connection has by default, `READ COMMITTED` unless you set `default_transaction_isolation`;
+//! the record needs no more than that. A handler that needs another level for one route
+//! begins its own transaction, and calls [`fence`](crate::Operation::fence) and
+//! [`complete_in`](crate::Operation::complete_in) in it. The fence goes first: all
+//! transactions then lock the record before anything else, and no two deadlock over it.
+//!
+//! A serialization failure (`40001`) or a deadlock (`40P01`) has rolled everything back:
+//! [`TransactionError`](crate::TransactionError) makes 503 with `Retry-After` of it, the key
+//! is released, and the client's next attempt is as good as the first. A handler that would
+//! rather try again by itself may drop the transaction and begin another one.
+//!
+//! A fault that the handler swallows is none the less one: PostgreSQL rolls such a
+//! transaction back when it is to commit, and `finish` says so.
+//!
 //! # The table
 //!
 //! [`migrate`](PostgresStore::migrate) makes it, and so does what
@@ -95,7 +112,7 @@
 //! | user or connection | `statement_timeout` of 1500 ms or so | below the layer's [`store_timeout`](crate::IdempotencyLayer::store_timeout) of 2 s: a call that was given up does not linger. It holds for the handler's statements too, where they share the pool |
 //! | user or connection | `idle_in_transaction_session_timeout` | a handler that hangs in a transaction does not keep its key for ever |
 //! | pool | `acquire_timeout`, 30 s by default | below `store_timeout` too, so that the layer hears what went wrong |
-//! | pool | `max_connections` | a transaction of a handler holds one while the lease is renewed over another: two for each request at once, or one pool for the store and one for handlers |
+//! | pool | `max_connections` | a transaction of a handler holds one from its begin to its end, and a claim needs one for a moment: more than there are transactions at once, or claims wait behind them |
 //! | pool | `test_before_acquire(false)` | saves a round trip for each call; a connection that broke while it was idle then costs an error |
 //! | store | [`table`](PostgresStore::table), [`schema`](PostgresStore::schema) | several services in one database |
 //! | store | [`persistent_statements`](PostgresStore::persistent_statements) | for PgBouncer |
