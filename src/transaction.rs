@@ -21,7 +21,8 @@ use crate::store::{Fence, Hold, Record, StoreError, StoreErrorKind, Transactiona
 ///
 /// It dereferences to the connection, such as `sqlx::PgConnection`: pass `&mut *transaction`
 /// where one is wanted. A `BEGIN`, `COMMIT` or `ROLLBACK` of your own does not belong there;
-/// a savepoint does.
+/// a savepoint does. After an error of a statement, drop it: it is bound to roll back then,
+/// and SQLite may have done so already, and would commit by itself what comes after.
 pub struct Transaction<T: TransactionalStore> {
     // In this order they are dropped: the lock goes first, and then the word that it has.
     inner: T::Transaction,
@@ -139,7 +140,7 @@ impl Operation {
     /// Records the answer in the transaction and commits. The body is read first, up to the
     /// layer's [`response_body_limit`](crate::IdempotencyLayer::response_body_limit); of a
     /// longer one the head is recorded, and the body marked as omitted. Two trips to the
-    /// database.
+    /// database. A body that takes its time to come keeps the locks for as long.
     ///
     /// When the answer of the commit is lost, the record is looked for until it is known
     /// what became of it, for up to
@@ -204,12 +205,11 @@ impl Operation {
     }
 
     /// In a transaction of the handler's own: makes this run hold its key until that
-    /// transaction ends. Optional, and best as its first statement: without it a run that
-    /// was taken over finds out in [`complete_in`](Self::complete_in).
-    ///
-    /// The layer does not see when the transaction ends, and goes on renewing the lease:
-    /// each renewal waits on a second connection of the store's pool for its end. The layer's
-    /// [`store_timeout`](crate::IdempotencyLayer::store_timeout) bounds that wait.
+    /// transaction ends. It has to be the first statement under `REPEATABLE READ` and
+    /// `SERIALIZABLE`: a renewal of the lease would otherwise change the record after the
+    /// snapshot, and [`complete_in`](Self::complete_in) fail for that. Under `READ COMMITTED` it
+    /// is optional: a run that was taken over finds out in `complete_in`. In SQLite, begin with
+    /// `BEGIN IMMEDIATE`.
     ///
     /// # Errors
     ///
@@ -315,7 +315,7 @@ fn held(fence: Fence) -> Result<(), TransactionError> {
         Fence::Lost => Err(TransactionError::LostOwnership),
         Fence::Unknown => Err(TransactionError::NotInStore),
         Fence::NoTransaction => Err(TransactionError::Misuse(
-            "no transaction is open: it was ended by hand, or rolled back after an error",
+            "the transaction cannot commit: it was ended by hand, or a statement in it has failed",
         )),
     }
 }

@@ -8,7 +8,7 @@ use super::lease::Lease;
 use super::proof::{Entry, Proof};
 use super::refuse;
 use super::run::Ran;
-use crate::policy::rejection::RejectionKind;
+use crate::policy::rejection::{Rejection, RejectionKind};
 use crate::store::{KeyStore, Record};
 
 /// What is to be done with the handler's answer; `Err` gives it back, where nothing is on
@@ -33,21 +33,21 @@ where
         Proof::Committed(record) => Ok(committed(answered, &record)),
         Proof::Unknown => {
             lease.prove_later();
-            let answer = answered.map(|_| refused(lease, RejectionKind::StoreUnavailable));
+            let answer = answered.map(|_| refused(lease, &Rejection::in_doubt()));
             let stored = false;
             Ok(Ran::Entered { answer, stored })
         }
         Proof::Lost if is_sent || is_claim => {
-            let answer = answered.map(|_| refused(lease, RejectionKind::InProgress));
+            let answer = answered.map(|_| refused(lease, &RejectionKind::InProgress.into()));
             let stored = false;
             Ok(Ran::Entered { answer, stored })
         }
         Proof::RolledBack if is_sent => Ok(Ran::Done {
-            answer: answered.map(|_| refused(lease, RejectionKind::StoreUnavailable)),
+            answer: answered.map(|_| refused(lease, &RejectionKind::StoreUnavailable.into())),
             settlement: Conclusion::Release,
         }),
         Proof::RolledBack if is_claim => Ok(Ran::Done {
-            answer: answered.map(|_| refused(lease, RejectionKind::TransactionFailed)),
+            answer: answered.map(|_| refused(lease, &RejectionKind::TransactionFailed.into())),
             settlement: no_answer(lease.config.on_failure),
         }),
         Proof::RolledBack | Proof::Lost => Err(answered),
@@ -73,9 +73,9 @@ fn committed<R, E>(answered: Result<Response<R>, E>, record: &Record) -> Ran<R, 
 }
 
 /// The handler has the request, so the refusal is told about an empty one.
-fn refused<K, R>(lease: &Lease<K>, kind: RejectionKind) -> super::Answer<R> {
+fn refused<K, R>(lease: &Lease<K>, rejection: &Rejection) -> super::Answer<R> {
     let (request, ()) = Request::new(()).into_parts();
-    refuse(&lease.config, &kind.into(), &request)
+    refuse(&lease.config, rejection, &request)
 }
 
 /// Whether a panic leaves the run concluded, or not to be concluded: its answer is, or may

@@ -79,8 +79,9 @@ impl<K: KeyStore> Lease<K> {
                 return;
             }
             sleep(pause.min(left)).await;
-            // Its lock is the lease meanwhile, and a renewal would wait for it.
-            self.progress.until_unfenced().await;
+            // Its lock is the lease meanwhile. Only for so long: the server may have ended the
+            // session, and the lock with it.
+            let _ = timeout(interval, self.progress.until_unfenced()).await;
             let is_concluded = self.progress.entry() == Some(Entry::Committed);
             if is_concluded || self.hold_left().is_zero() {
                 return;
@@ -102,6 +103,7 @@ impl<K: KeyStore> Lease<K> {
                     }
                     return;
                 }
+                Err(_) if self.progress.is_fenced() => interval / 4,
                 Err(error) => {
                     trace::store_failed(&self.hold.id, "extend", &error);
                     interval / 4

@@ -56,6 +56,13 @@ pub(crate) async fn prove<K: KeyStore>(
                 Ok(Claimed::Completed { attempt, record }) if attempt == hold.attempt => {
                     return Proof::Committed(record);
                 }
+                // As another attempt: somebody else had it, and this is a claim of its own, to
+                // be let go.
+                Ok(Claimed::Acquired(again)) if again.attempt != hold.attempt => {
+                    progress.set_claim_in_doubt();
+                    let _ = in_time(config.store_timeout, store.release(&again)).await;
+                    return Proof::Lost;
+                }
                 Ok(Claimed::Acquired(_)) => {
                     progress.live_for(config.lease, sent);
                     return Proof::RolledBack;

@@ -183,6 +183,12 @@ impl Rejection {
         Self { kind, detail }
     }
 
+    /// The store cannot tell at the moment what became of a transaction.
+    pub(crate) const fn in_doubt() -> Self {
+        let detail = "Its outcome is not known yet: ask again under the same key.";
+        Self::with_detail(RejectionKind::StoreUnavailable, detail)
+    }
+
     /// Why the request was refused.
     pub const fn kind(&self) -> RejectionKind {
         self.kind

@@ -85,7 +85,7 @@ pub enum Fence {
     /// The store has no such record: it is not the one that granted the claim, or it has
     /// lost it.
     Unknown,
-    /// No transaction is open on the connection, where the store can tell: it was ended by
-    /// hand, or the database has rolled it back after an error. Nothing was written.
+    /// No transaction that could commit is open on the connection, as far as the store can
+    /// tell: it was ended by hand, or a statement in it has failed. Nothing was written.
     NoTransaction,
 }

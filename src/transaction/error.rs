@@ -6,8 +6,8 @@ use http::{Request, Response};
 use http_body_util::Full;
 
 use crate::policy::behaviour::Outcome;
-use crate::policy::rejection::{ProblemJson, RejectionKind, RejectionResponse};
-use crate::store::StoreError;
+use crate::policy::rejection::{ProblemJson, Rejection, RejectionKind, RejectionResponse};
+use crate::store::{StoreError, StoreErrorKind};
 
 /// A transaction was not committed, or is not known to be.
 ///
@@ -43,19 +43,27 @@ impl TransactionError {
     /// | Error | Answer | What the layer makes of it |
     /// |---|---|---|
     /// | [`LostOwnership`](Self::LostOwnership) | 409 `in-progress`, `Retry-After: 1` | nothing: the other run counts |
-    /// | [`Store`](Self::Store) | 503 `store-unavailable`, `Retry-After: 1` | the key is released |
+    /// | [`Store`](Self::Store) that may pass, such as a conflict or a lost connection | 503 `store-unavailable`, `Retry-After: 1` | the key is released |
     /// | [`InDoubt`](Self::InDoubt) | the same | it finds out, and answers accordingly |
     /// | every other | 500 `transaction-failed` | a failed run |
+    ///
+    /// The layer's [`rejection_response`](crate::IdempotencyLayer::rejection_response) is not
+    /// asked: an answer of the handler's is its own.
     pub fn into_response(self) -> Response<Full<Bytes>> {
-        let kind = match self {
+        let kind = match &self {
             Self::LostOwnership => RejectionKind::InProgress,
-            Self::Store(_) | Self::InDoubt(_) => RejectionKind::StoreUnavailable,
+            Self::Store(error) => of_store(error.kind()),
+            Self::InDoubt(_) => RejectionKind::StoreUnavailable,
             Self::NotInStore | Self::Misuse(_) | Self::Statement(_) | Self::Body(_) => {
                 RejectionKind::TransactionFailed
             }
         };
+        let rejection = match self {
+            Self::InDoubt(_) => Rejection::in_doubt(),
+            _ => kind.into(),
+        };
         let (request, ()) = Request::new(()).into_parts();
-        let mut response = ProblemJson::default().response(&kind.into(), &request);
+        let mut response = ProblemJson::default().response(&rejection, &request);
         // A refusal lets its key go, and a handler that failed has to leave that to the policy.
         if kind != RejectionKind::TransactionFailed {
             response.extensions_mut().insert(Outcome::Rejected(kind));
@@ -76,6 +84,14 @@ impl TransactionError {
             Self::Statement(_) => "a statement of the transaction failed",
             Self::Body(_) => "the body of the answer broke off",
         }
+    }
+}
+
+/// What does not pass by itself is not to be tried again and again.
+fn of_store(kind: StoreErrorKind) -> RejectionKind {
+    match kind {
+        StoreErrorKind::Misconfigured | StoreErrorKind::Corrupt => RejectionKind::TransactionFailed,
+        _ => RejectionKind::StoreUnavailable,
     }
 }
 
@@ -106,8 +122,6 @@ impl From<StoreError> for TransactionError {
 impl From<sqlx::Error> for TransactionError {
     fn from(error: sqlx::Error) -> Self {
         use sqlx::error::DatabaseError;
-
-        use crate::store::StoreErrorKind;
 
         let refusal = error.as_database_error().and_then(DatabaseError::code);
         match refusal.is_some_and(|code| is_conflict(&code)) {

@@ -101,12 +101,23 @@ impl KeyStore for PostgresStore {
             Value::Number(both(request.lease, request.retention)),
             Value::Flag(request.lapse == Lapse::Seal),
         ];
-        let mut locked = 0;
+        let Statements { claim, take, .. } = self.statements();
+        let (mut statement, mut locked) = (claim, 0);
         for tried in 0..TRIES {
-            if let Some(row) = self.ask(&self.statements().claim, &values).await? {
+            let asked = self.ask(statement, &values).await;
+            // No leave to run unprotected: others have been seen at work under that key.
+            let asked = asked.map_err(|error| if tried > 0 { doubtful(error) } else { error });
+            // Whoever is in the way of a taker may be gone by now.
+            statement = claim;
+            if let Some(row) = asked? {
                 match stored::claimed(&row, request)? {
                     Found::Claimed(claimed) => return Ok(claimed),
+                    Found::Free => {
+                        statement = take;
+                        continue;
+                    }
                     Found::Locked { attempt, is_fenced } => {
+                        statement = take;
                         locked += u32::from(is_fenced);
                         if locked == LOOKS || tried + 1 == TRIES {
                             return Ok(Claimed::InProgress {
@@ -119,7 +130,7 @@ impl KeyStore for PostgresStore {
             }
             pause(tried).await;
         }
-        Err(contended())
+        Err(doubtful(contended()))
     }
 
     async fn extend(
@@ -134,7 +145,16 @@ impl KeyStore for PostgresStore {
             Value::Number(millis(lease)),
             Value::Number(both(lease, retention)),
         ];
-        self.acts(&self.statements().extend, &values).await
+        for tried in 0..LOOKS {
+            let row = self.ask(&self.statements().extend, &values).await?;
+            match row.as_ref().map(stored::verdict).transpose()? {
+                Some(1) => return Ok(Ownership::Held),
+                None => return Ok(Ownership::Lost),
+                _ => pause(tried).await,
+            }
+        }
+        let locked = "an open transaction has the record locked";
+        Err(StoreError::new(StoreErrorKind::NotApplied, locked))
     }
 
     async fn complete(
@@ -249,6 +269,13 @@ impl KeyStore for PostgresStore {
 /// Lease and retention, so that the record outlives the lease by no less than was asked for.
 fn both(lease: Duration, retention: Duration) -> i64 {
     millis(lease).saturating_add(millis(retention))
+}
+
+fn doubtful(error: StoreError) -> StoreError {
+    match error.kind() {
+        StoreErrorKind::NotApplied => StoreError::new(StoreErrorKind::Ambiguous, error),
+        _ => error,
+    }
 }
 
 /// Every run of it was rolled back, or found that there was nothing to do yet.

@@ -1,71 +1,29 @@
+-- What most claims come to: nothing is there yet, or something is in the way. That is only
+-- read, neither locked nor written.
 -- $1 id, $2 fingerprint, $3 owner, $4 lease (ms), $5 lease and retention (ms), $6 seals
 -- -> verdict, attempt, microseconds left of the lease, record; or no row: lost a race, run again.
--- Verdicts: 0 acquired, 1 mismatch, 2 completed, 3 in progress, 4 abandoned by its lease,
--- 5 sealed, 6 no state, 7 locked as by a transaction that fences its run, 8 locked for a moment.
-WITH clock AS MATERIALIZED (
-  SELECT clock_timestamp() AS now
-), seen AS MATERIALIZED (
-  -- Reads without a lock: what is in the way of most claims is neither locked nor written.
-  SELECT CASE WHEN {free} THEN 0
+-- Verdicts: 0 acquired, 1 mismatch, 2 completed, 3 in progress, 5 sealed, 6 no state,
+-- 9 to be taken, perhaps.
+WITH seen AS MATERIALIZED (
+  SELECT CASE WHEN {free} THEN 9
               WHEN t.fingerprint <> $2 THEN 1
               WHEN t.state = 1 THEN 2
               WHEN t.state = 0 AND t.lease_until > clock.now THEN 3
-              WHEN t.state = 0 THEN 4
+              WHEN t.state = 0 THEN 9
               WHEN t.state = 3 THEN 5
               ELSE 6 END AS verdict,
-         t.state = 0 AND t.expires_at > clock.now AS may_be_fenced,
          t.attempt, t.lease_until - clock.now AS lease_left, t.record
-    FROM {table} t, clock
+    FROM {table} t, (SELECT clock_timestamp() AS now) clock
    WHERE t.id = $1
-), locked AS MATERIALIZED (
-  -- Never waits: an open transaction that fences its run keeps the row locked.
-  SELECT t.id
-    FROM {table} t
-   WHERE t.id = $1 AND (SELECT verdict IN (0, 4) FROM seen)
-     FOR NO KEY UPDATE SKIP LOCKED
-), passing AS MATERIALIZED (
-  -- A fence locks out this as well, and the statement of another call does not, unless it
-  -- deletes the row.
-  SELECT t.id
-    FROM {table} t
-   WHERE t.id = $1 AND (SELECT verdict IN (0, 4) AND may_be_fenced FROM seen)
-     AND NOT EXISTS (SELECT FROM locked)
-     FOR KEY SHARE SKIP LOCKED
-), taken AS (
-  -- The lock is on the newest version, which may be another than the one that was seen.
-  UPDATE {table} t
-     SET fingerprint = $2,
-         owner = $3,
-         attempt = CASE WHEN t.expires_at <= clock.now THEN 1
-                        WHEN t.state = 0 AND t.owner = $3 THEN t.attempt
-                        ELSE least(t.attempt, 9223372036854775806) + 1 END,
-         state = 0,
-         seals = $6,
-         lease_until = {until:$4},
-         created_at = CASE WHEN t.expires_at <= clock.now THEN clock.now ELSE t.created_at END,
-         expires_at = CASE WHEN t.state = 0 AND t.owner = $3 THEN greatest(t.expires_at, {until:$5})
-                           ELSE {until:$5} END,
-         purge_after = {coarse:$5},
-         record = NULL
-    FROM locked, clock
-   WHERE t.id = locked.id AND {free}
-  RETURNING t.attempt
 ), born AS (
   INSERT INTO {table} (id, fingerprint, owner, attempt, state, seals,
                        lease_until, created_at, expires_at, purge_after)
   SELECT $1, $2, $3, 1, 0, $6, {until:$4}, clock.now, {until:$5}, {until:$5}
-    FROM clock
+    FROM (SELECT clock_timestamp() AS now) clock
    WHERE NOT EXISTS (SELECT FROM seen)
   ON CONFLICT (id) DO NOTHING
   RETURNING attempt
 )
-SELECT 0::bigint AS verdict, attempt, 0::bigint AS lease_left, NULL::bytea AS record FROM taken
+SELECT 0::bigint AS verdict, attempt, 0::bigint AS lease_left, NULL::bytea AS record FROM born
 UNION ALL
-SELECT 0, attempt, 0, NULL FROM born
-UNION ALL
-SELECT CASE WHEN verdict NOT IN (0, 4) OR EXISTS (SELECT FROM locked) THEN verdict
-            WHEN may_be_fenced AND NOT EXISTS (SELECT FROM passing) THEN 7
-            ELSE 8 END,
-       attempt, {micros:lease_left}, CASE WHEN verdict = 2 THEN record END
-  FROM seen
- WHERE verdict <> 0 OR NOT EXISTS (SELECT FROM locked)
+SELECT verdict, attempt, {micros:lease_left}, CASE WHEN verdict = 2 THEN record END FROM seen

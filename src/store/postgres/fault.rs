@@ -16,6 +16,27 @@ pub(super) fn store_error(error: Error) -> StoreError {
     })
 }
 
+/// The error of a `COMMIT`. One that is cancelled may be waiting for a standby, and is there.
+pub(super) fn commit_error(error: Error) -> StoreError {
+    let is_cancelled = has_code(&error, "57014");
+    let error = store_error(error);
+    match is_cancelled {
+        true => StoreError::new(StoreErrorKind::Ambiguous, error),
+        false => error,
+    }
+}
+
+/// Whether an earlier statement has failed, so that the transaction cannot commit.
+pub(super) fn is_aborted(error: &Error) -> bool {
+    has_code(error, "25P02")
+}
+
+fn has_code(error: &Error, wanted: &str) -> bool {
+    error
+        .as_database_error()
+        .is_some_and(|error| code(error) == wanted)
+}
+
 /// The same where no statement had been sent yet.
 pub(super) fn not_sent(error: Error) -> StoreError {
     let kind = match &error {

@@ -4,8 +4,9 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Error, Row, raw_sql};
 
 use super::PostgresStore;
-use super::fault::{not_sent, store_error};
+use super::fault::store_error;
 use super::statement::Place;
+use super::transaction::begin;
 use crate::model::error::{StoreError, StoreErrorKind};
 
 /// The layout that this version of the crate works with.
@@ -27,8 +28,8 @@ impl PostgresStore {
     pub(super) async fn create(&self) -> Result<(), StoreError> {
         let place = &self.shape.place;
         // Under a stricter level it might look at what there was before it had the lock.
-        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED";
-        let mut transaction = self.pool.begin_with(begin).await.map_err(not_sent)?;
+        let read_committed = "BEGIN ISOLATION LEVEL READ COMMITTED";
+        let mut transaction = begin(&self.pool, read_committed).await?;
         run(&mut transaction, LOCK).await.map_err(store_error)?;
         let found = find(&mut transaction, place).await.map_err(store_error)?;
         let refusal = match found {

@@ -10,12 +10,13 @@
 //! ```no_run
 //! use std::time::Duration;
 //! use tower_idempotency::sqlx::postgres::PgPoolOptions;
-//! use tower_idempotency::store::PostgresStore;
+//! use tower_idempotency::store::{self, PostgresStore};
 //! use tower_idempotency::{IdempotencyLayer, by_trusted_header};
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let pool = PgPoolOptions::new()
 //!     .acquire_timeout(Duration::from_millis(1500))
+//!     .after_release(store::postgres::after_release)
 //!     .connect("postgres://localhost/shop?options[statement_timeout]=1500")
 //!     .await?;
 //! let store = PostgresStore::new(pool);
@@ -113,6 +114,7 @@
 //! | user or connection | `idle_in_transaction_session_timeout` | a handler that hangs in a transaction does not keep its key for ever |
 //! | pool | `acquire_timeout`, 30 s by default | below `store_timeout` too, so that the layer hears what went wrong |
 //! | pool | `max_connections` | a transaction of a handler holds one from its begin to its end, and a claim needs one for a moment: more than there are transactions at once, or claims wait behind them |
+//! | pool | [`after_release`] | a connection in an open transaction, or a silent one, does not come back to the pool |
 //! | pool | `test_before_acquire(false)` | saves a round trip for each call; a connection that broke while it was idle then costs an error |
 //! | store | [`table`](PostgresStore::table), [`schema`](PostgresStore::schema) | several services in one database |
 //! | store | [`persistent_statements`](PostgresStore::persistent_statements) | for PgBouncer |
@@ -139,6 +141,7 @@ mod calls;
 mod check;
 mod fault;
 mod migrate;
+mod release;
 mod statement;
 mod stored;
 mod transaction;
@@ -150,6 +153,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 
 pub use self::check::{CheckError, Finding, Risk};
+pub use self::release::after_release;
 use self::statement::{Place, Statements};
 use crate::model::error::StoreError;
 use crate::store::sql::{InvalidName, Name, PurgeTask};

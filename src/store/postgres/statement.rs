@@ -94,6 +94,7 @@ macro_rules! statements {
 
 statements! {
     claim = "claim.sql";
+    take = "take.sql";
     extend = "extend.sql";
     complete = "complete.sql";
     complete_in = "complete_in.sql";

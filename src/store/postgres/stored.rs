@@ -14,6 +14,8 @@ use crate::model::record::Record;
 /// What a claim has found.
 pub(super) enum Found {
     Claimed(Claimed),
+    /// It may be taken.
+    Free,
     /// It would be free, or sealed by the end of its lease, if nobody had it locked.
     Locked {
         attempt: u64,
@@ -47,6 +49,7 @@ pub(super) fn claimed(row: &PgRow, request: &ClaimRequest) -> Result<Found, Stor
             let is_fenced = verdict == 7;
             return Ok(Found::Locked { attempt, is_fenced });
         }
+        9 => return Ok(Found::Free),
         _ => return Err(corrupt()),
     }))
 }

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
-use sqlx::{Postgres, Transaction, raw_sql};
+use sqlx::{PgPool, Postgres, Transaction, raw_sql};
 
 use super::PostgresStore;
-use super::fault::{not_sent, store_error};
+use super::fault::{commit_error, is_aborted, not_sent, store_error};
 use super::statement::Value;
 use super::stored;
 use crate::model::claim::Hold;
-use crate::model::error::StoreError;
+use crate::model::error::{StoreError, StoreErrorKind};
 use crate::model::record::Record;
 use crate::store::sql::millis;
 use crate::store::{Fence, TransactionalStore};
@@ -20,7 +20,7 @@ impl TransactionalStore for PostgresStore {
     type Transaction = Transaction<'static, Postgres>;
 
     async fn begin(&self) -> Result<Self::Transaction, StoreError> {
-        self.pool.begin().await.map_err(not_sent)
+        begin(&self.pool, "BEGIN").await
     }
 
     async fn fence(&self, connection: &mut PgConnection, hold: &Hold) -> Result<Fence, StoreError> {
@@ -30,10 +30,12 @@ impl TransactionalStore for PostgresStore {
         ];
         let fence = &self.statements().fence;
         let row = self.ask_on(connection, fence, &values).await;
-        Ok(match row.map_err(store_error)? {
-            Some(row) if stored::verdict(&row)? == 1 => Fence::Held,
-            Some(_) => Fence::Lost,
-            None => Fence::Unknown,
+        Ok(match row {
+            Ok(Some(row)) if stored::verdict(&row)? == 1 => Fence::Held,
+            Ok(Some(_)) => Fence::Lost,
+            Ok(None) => Fence::Unknown,
+            Err(error) if is_aborted(&error) => Fence::NoTransaction,
+            Err(error) => return Err(store_error(error)),
         })
     }
 
@@ -52,9 +54,11 @@ impl TransactionalStore for PostgresStore {
             Value::Number(millis(retention)),
         ];
         let complete = &self.statements().complete_in;
-        let row = self.ask_on(connection, complete, &values).await;
-        if row.map_err(store_error)?.is_some() {
-            return Ok(Fence::Held);
+        match self.ask_on(connection, complete, &values).await {
+            Ok(Some(_)) => return Ok(Fence::Held),
+            Ok(None) => {}
+            Err(error) if is_aborted(&error) => return Ok(Fence::NoTransaction),
+            Err(error) => return Err(store_error(error)),
         }
         match self.fence(connection, hold).await? {
             Fence::Held => {}
@@ -79,7 +83,20 @@ impl TransactionalStore for PostgresStore {
         commit
             .execute(&mut *transaction)
             .await
-            .map_err(store_error)?;
+            .map_err(commit_error)?;
         Ok(())
+    }
+}
+
+/// In a task of its own: where a `BEGIN` is given up half-way, the driver leaves the
+/// connection in a transaction that it does not know of, and the pool hands it on.
+pub(super) async fn begin(
+    pool: &PgPool,
+    statement: &'static str,
+) -> Result<Transaction<'static, Postgres>, StoreError> {
+    let pool = pool.clone();
+    match tokio::spawn(async move { pool.begin_with(statement).await }).await {
+        Ok(begun) => begun.map_err(not_sent),
+        Err(error) => Err(StoreError::new(StoreErrorKind::NotApplied, error)),
     }
 }

@@ -128,13 +128,19 @@ impl SqliteStore {
 ///
 /// SQLite tells whether a transaction is open by refusing to begin another one.
 async fn is_open(connection: &mut SqliteConnection) -> Result<bool, StoreError> {
+    let spoiled = sqlx::query("ROLLBACK TO idempotency_spoiled");
+    if spoiled.execute(&mut *connection).await.is_ok() {
+        return Ok(false);
+    }
     match begin(connection).await {
         Err(error) if is_logic_error(&error) => return Ok(true),
         Err(error) => return Err(store_error(error)),
         Ok(()) => {}
     }
     // The driver, where it believes in a transaction, rolls this one back in its place.
-    if !connection.is_in_transaction() {
+    if connection.is_in_transaction() {
+        spoil(connection).await;
+    } else {
         let rollback = sqlx::query("ROLLBACK").execute(connection).await;
         rollback.map_err(store_error)?;
     }
@@ -147,10 +153,16 @@ async fn kept_open<T>(
     result: Result<T, StoreError>,
     connection: &mut SqliteConnection,
 ) -> Result<T, StoreError> {
-    if result.is_err() && connection.is_in_transaction() {
-        let _ = begin(connection).await;
+    if result.is_err() && connection.is_in_transaction() && begin(connection).await.is_ok() {
+        spoil(connection).await;
     }
     result
+}
+
+/// Marks a transaction that is there for the driver alone: nothing is to be recorded in it.
+async fn spoil(connection: &mut SqliteConnection) {
+    let mark = sqlx::query("SAVEPOINT idempotency_spoiled");
+    let _ = mark.execute(connection).await;
 }
 
 async fn begin(connection: &mut SqliteConnection) -> Result<(), Error> {

@@ -176,7 +176,8 @@ pub mod sqlite {
             .filename(file)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
+            // Nothing here is to outlive the machine.
+            .synchronous(SqliteSynchronous::Off)
             .busy_timeout(Duration::from_secs(20))
             .disable_statement_logging();
         let pool = SqlitePoolOptions::new().max_connections(4);
