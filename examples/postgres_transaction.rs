@@ -24,7 +24,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgConnection, PgPool};
 use tower::ServiceExt;
 use tower_idempotency::header::{IDEMPOTENCY_KEY, IDEMPOTENT_REPLAYED};
-use tower_idempotency::store::PostgresStore;
+use tower_idempotency::store::{self, PostgresStore};
 use tower_idempotency::{IdempotencyLayer, Operation, SharedByAllCallers, TransactionError};
 
 #[derive(Clone)]
@@ -116,6 +116,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .options([("statement_timeout", "1500ms")]);
     let pool = PgPoolOptions::new()
         .acquire_timeout(Duration::from_secs(1))
+        // A transaction that a handler left half-opened does not come back to the pool.
+        .after_release(store::postgres::after_release)
         .connect_with(options)
         .await?;
     let store = PostgresStore::new(pool.clone());

@@ -42,13 +42,14 @@ async fn on_postgres(url: &str) -> Opened {
     use std::time::Duration;
 
     use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-    use tower_idempotency::store::PostgresStore;
+    use tower_idempotency::store::{self, PostgresStore};
 
     // The server ends by itself what the layer has given up, so that it is not applied late.
     let options: PgConnectOptions = url.parse()?;
     let options = options.options([("statement_timeout", "1000ms")]);
     let pool = PgPoolOptions::new()
         .acquire_timeout(Duration::from_millis(900))
+        .after_release(store::postgres::after_release)
         .connect_with(options)
         .await?;
     let store = PostgresStore::new(pool);

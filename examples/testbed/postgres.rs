@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection};
 use tokio::time::timeout;
-use tower_idempotency::store::{AnyStore, PostgresStore};
+use tower_idempotency::store::{self, AnyStore, PostgresStore};
 
 use super::sql::{COUNT, Database, INSERT, Row};
 use super::{Opened, misread, unusable};
@@ -48,6 +48,7 @@ pub(super) async fn open(url: &str) -> Result<Opened, Fault> {
     let pool = PgPoolOptions::new()
         .max_connections(CONNECTIONS)
         .acquire_timeout(TO_HAVE_A_CONNECTION)
+        .after_release(store::postgres::after_release)
         .connect_lazy_with(options);
     create_table(first)
         .await

@@ -135,7 +135,9 @@ async fn a_commit_that_is_refused_has_not_committed() {
         run.finish(transaction).await
     })
     .await;
-    assert_unavailable(&scene.send("k").await);
+    let first = scene.send("k").await;
+    assert_eq!(first.status, StatusCode::INTERNAL_SERVER_ERROR, "{first:?}");
+    assert_eq!(first.code().as_deref(), Some("transaction-failed"));
     assert!(scene.ledger().await.is_empty());
     assert_eq!(scene.send("k").await.text(), "transferred");
     assert_eq!(scene.ledger().await, ["k"]);
