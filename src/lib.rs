@@ -106,6 +106,12 @@ pub mod header {
     pub const IDEMPOTENCY_BODY: HeaderName = crate::exchange::IDEMPOTENCY_BODY;
 }
 
-#[cfg(all(doctest, feature = "memory", feature = "postgres", feature = "redis"))]
+#[cfg(all(
+    doctest,
+    feature = "memory",
+    feature = "postgres",
+    feature = "redis",
+    feature = "sqlite"
+))]
 #[doc = include_str!("../README.md")]
 struct Readme;

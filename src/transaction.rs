@@ -71,8 +71,12 @@ impl Drop for Fenced {
 /// between the handler and this one change the first caller's answer and not the record.
 impl Operation {
     /// Opens a transaction in which this run holds its key: no take-over succeeds while it
-    /// is open, whatever became of the lease, and the lease is not renewed meanwhile. An
-    /// operation has one at a time. Two trips to the database.
+    /// is open, whatever became of the lease. An operation has one at a time. Two trips to the
+    /// database.
+    ///
+    /// Dropped, it is rolled back, and the answer is judged as usual: a 402 is recorded. But an
+    /// answer 2xx or 3xx without a [`Verdict`](crate::Verdict) is that of a handler which forgot
+    /// to [`finish`](Self::finish): it is replaced by 500 `transaction-failed`, a failed run.
     ///
     #[cfg_attr(feature = "postgres", doc = "```")]
     #[cfg_attr(not(feature = "postgres"), doc = "```ignore")]
@@ -129,6 +133,7 @@ impl Operation {
         };
         let (inner, fence) = self.in_time(begun).await?;
         held(fence)?;
+        self.progress.set_entry(Some(Entry::Begun));
         Ok(Transaction {
             inner,
             fenced,
@@ -154,6 +159,7 @@ impl Operation {
     /// the answer has a status 1xx; [`Body`](TransactionError::Body) when the answer's body
     /// breaks off; [`LostOwnership`](TransactionError::LostOwnership);
     /// [`Store`](TransactionError::Store).
+    #[doc(alias = "commit")]
     pub async fn finish<T, B>(
         &self,
         transaction: Transaction<T>,
@@ -186,18 +192,18 @@ impl Operation {
         };
         drop(fenced);
         if error.kind() != StoreErrorKind::Ambiguous {
-            self.progress.set_entry(None);
+            self.progress.set_entry(Some(Entry::Begun));
             return Err(error.into());
         }
         let limit = self.config.store_timeout;
         match prove(&store, &hold, &self.progress, &self.config, limit).await {
             Proof::Committed(_) => Ok(self.committed(answer)),
             Proof::RolledBack => {
-                self.progress.set_entry(None);
+                self.progress.set_entry(Some(Entry::Begun));
                 Err(error.into())
             }
             Proof::Lost => {
-                self.progress.set_entry(None);
+                self.progress.set_entry(Some(Entry::Begun));
                 Err(TransactionError::LostOwnership)
             }
             Proof::Unknown => Err(TransactionError::InDoubt(error)),
@@ -244,7 +250,9 @@ impl Operation {
         store: &T,
         connection: &mut T::Connection,
     ) -> Result<(), TransactionError> {
-        held(self.in_time(store.fence(connection, &self.hold)).await?)
+        held(self.in_time(store.fence(connection, &self.hold)).await?)?;
+        self.progress.lock();
+        Ok(())
     }
 
     /// In a transaction of the handler's own: records the answer. Commit, then return it.

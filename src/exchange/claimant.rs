@@ -86,7 +86,12 @@ impl<K: KeyStore> Claimant<K> {
                     return Acquisition::Run { hold, sent };
                 }
                 Step::Replay(record) => Some(Acquisition::Replay(record)),
-                Step::Refuse(kind) => Some(Acquisition::Refuse(kind)),
+                Step::Refuse(kind) => {
+                    if kind == RejectionKind::OutcomeUnknown {
+                        trace::abandoned(&claim.id);
+                    }
+                    Some(Acquisition::Refuse(kind))
+                }
                 // What nobody will read and nothing keeps is not to be done, and neither is
                 // what was seen to be under way.
                 Step::RunUnprotected if self.waited || self.progress.is_client_gone() => {

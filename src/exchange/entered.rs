@@ -8,7 +8,9 @@ use super::lease::Lease;
 use super::proof::{Entry, Proof};
 use super::refuse;
 use super::run::Ran;
+use super::trace;
 use crate::policy::rejection::{Rejection, RejectionKind};
+use crate::policy::verdict::Verdict;
 use crate::store::{KeyStore, Record};
 
 /// What is to be done with the handler's answer; `Err` gives it back, where nothing is on
@@ -22,6 +24,7 @@ where
     K: KeyStore,
 {
     let claimed_as = match entry {
+        Entry::Begun => return unfinished(lease, answered),
         Entry::Committed => return Ok(stored(answered)),
         Entry::Written(status) | Entry::Sent(status) => status,
     };
@@ -46,11 +49,33 @@ where
             answer: answered.map(|_| refused(lease, &RejectionKind::StoreUnavailable.into())),
             settlement: Conclusion::Release,
         }),
-        Proof::RolledBack if is_claim => Ok(Ran::Done {
-            answer: answered.map(|_| refused(lease, &RejectionKind::TransactionFailed.into())),
-            settlement: no_answer(lease.config.on_failure),
-        }),
+        Proof::RolledBack if is_claim => Ok(not_committed(lease, answered)),
         Proof::RolledBack | Proof::Lost => Err(answered),
+    }
+}
+
+/// What was written is gone: an answer that says otherwise, and not expressly that it is to be
+/// recorded all the same, is that of a handler which forgot to finish.
+fn unfinished<K, R, E>(
+    lease: &Lease<K>,
+    answered: Result<Response<R>, E>,
+) -> Result<Ran<R, E>, Result<Response<R>, E>> {
+    match &answered {
+        Ok(answer) if is_success(answer) => Ok(not_committed(lease, answered)),
+        _ => Err(answered),
+    }
+}
+
+fn is_success<R>(answer: &Response<R>) -> bool {
+    let is_good_news = answer.status().is_success() || answer.status().is_redirection();
+    is_good_news && answer.extensions().get::<Verdict>().is_none()
+}
+
+fn not_committed<K, R, E>(lease: &Lease<K>, answered: Result<Response<R>, E>) -> Ran<R, E> {
+    trace::not_committed(&lease.hold.id);
+    Ran::Done {
+        answer: answered.map(|_| refused(lease, &RejectionKind::TransactionFailed.into())),
+        settlement: no_answer(lease.config.on_failure),
     }
 }
 
@@ -84,8 +109,10 @@ pub(super) async fn outlives_panic<K: KeyStore>(lease: &Lease<K>) -> bool {
     let Some(entry) = lease.progress.entry() else {
         return false;
     };
-    if entry == Entry::Committed {
-        return true;
+    match entry {
+        Entry::Begun => return false,
+        Entry::Committed => return true,
+        Entry::Written(_) | Entry::Sent(_) => {}
     }
     match Box::pin(lease.prove(entry)).await {
         Proof::Committed(_) => true,

@@ -97,13 +97,13 @@ impl<K: KeyStore> Lease<K> {
                 }
                 Ok(Ownership::Lost) => {
                     self.progress.is_over();
-                    // Else it is the handler who has concluded the run.
-                    if self.progress.entry().is_none() {
+                    if !self.progress.is_entered() {
                         trace::lost(&self.hold.id);
                     }
                     return;
                 }
-                Err(_) if self.progress.is_fenced() => interval / 4,
+                // Its own lock is in the way, and keeps the key.
+                Err(_) if self.progress.is_locked() => interval / 4,
                 Err(error) => {
                     trace::store_failed(&self.hold.id, "extend", &error);
                     interval / 4

@@ -130,6 +130,8 @@ pub(crate) struct Progress {
     live_until: AtomicU64,
     /// Whether a transaction of the handler's is open that locks the record.
     fenced: AtomicBool,
+    /// Whether the handler has locked it in a transaction of its own, of which no end is seen.
+    locked: AtomicBool,
     unfenced: Notify,
     entry: Mutex<Option<Entry>>,
 }
@@ -145,6 +147,7 @@ impl Progress {
             started: Instant::now(),
             live_until: AtomicU64::new(0),
             fenced: AtomicBool::new(false),
+            locked: AtomicBool::new(false),
             unfenced: Notify::new(),
             entry: Mutex::new(None),
         })
@@ -220,6 +223,15 @@ impl Progress {
         self.fenced.load(Ordering::Acquire)
     }
 
+    pub(crate) fn lock(&self) {
+        self.locked.store(true, Ordering::Release);
+    }
+
+    /// Whether the record may be locked by the handler.
+    pub(super) fn is_locked(&self) -> bool {
+        self.is_fenced() || self.locked.load(Ordering::Acquire)
+    }
+
     pub(super) async fn until_unfenced(&self) {
         while self.is_fenced() {
             self.unfenced.notified().await;
@@ -232,5 +244,10 @@ impl Progress {
 
     pub(super) fn entry(&self) -> Option<Entry> {
         *self.entry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the handler has put its answer on record, or may have.
+    pub(super) fn is_entered(&self) -> bool {
+        !matches!(self.entry(), None | Some(Entry::Begun))
     }
 }

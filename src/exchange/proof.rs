@@ -17,6 +17,8 @@ use crate::store::{ClaimRequest, Claimed, Hold, KeyStore, Phase, Record};
 /// operation: an extension of the answer might be dropped by a layer inside.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Entry {
+    /// A transaction was begun, and has not been finished.
+    Begun,
     /// Written in a transaction that the handler commits.
     Written(StatusCode),
     /// Written, and the commit was sent.

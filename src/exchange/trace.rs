@@ -68,3 +68,23 @@ pub(super) fn sealed(id: &RecordId) {
     #[cfg(not(feature = "tracing"))]
     let _ = id;
 }
+
+pub(super) fn not_committed(id: &RecordId) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        record = %id,
+        "the handler answered that all is well, and did not commit its transaction"
+    );
+    #[cfg(not(feature = "tracing"))]
+    let _ = id;
+}
+
+pub(super) fn abandoned(id: &RecordId) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        record = %id,
+        "a retry was refused: an earlier run ended without a known outcome, and its key waits to be resolved or forgotten"
+    );
+    #[cfg(not(feature = "tracing"))]
+    let _ = id;
+}

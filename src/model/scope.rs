@@ -106,9 +106,11 @@ impl std::hash::Hash for RecordId {
     }
 }
 
+/// Its first eight digits, as in events; all 64 with `{:#}`.
 impl fmt::Display for RecordId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0[..4]
+        let shown = if f.alternate() { self.0.len() } else { 4 };
+        self.0[..shown]
             .iter()
             .try_for_each(|byte| write!(f, "{byte:02x}"))
     }

@@ -126,7 +126,7 @@ impl RejectionKind {
             Self::OutcomeUnknown => "The outcome of the request is unknown",
             Self::TransactionFailed => "The transaction of the request failed",
             Self::RecordUnreadable => "The recorded answer cannot be read",
-            Self::StoreUnavailable => "Idempotency keys cannot be checked at the moment",
+            Self::StoreUnavailable => "The store of idempotency keys is not available",
             Self::Overloaded => "Too many requests are in progress",
         }
     }
@@ -186,6 +186,12 @@ impl Rejection {
     /// The store cannot tell at the moment what became of a transaction.
     pub(crate) const fn in_doubt() -> Self {
         let detail = "Its outcome is not known yet: ask again under the same key.";
+        Self::with_detail(RejectionKind::StoreUnavailable, detail)
+    }
+
+    /// A transaction of the handler's was in the way of another one, or the store failed.
+    pub(crate) const fn rolled_back() -> Self {
+        let detail = "The transaction was rolled back: send the request again under the same key.";
         Self::with_detail(RejectionKind::StoreUnavailable, detail)
     }
 

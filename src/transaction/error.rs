@@ -13,8 +13,11 @@ use crate::store::{StoreError, StoreErrorKind};
 ///
 /// [`into_response`](Self::into_response) makes the right answer of it. With `?` it also
 /// takes the `sqlx::Error` of the handler's own statements, where the feature `postgres` or
-/// `sqlite` is on: a serialization failure, a deadlock and a busy database become
-/// [`Store`](Self::Store), everything else [`Statement`](Self::Statement).
+/// `sqlite` is on: a serialization failure, a deadlock, a time-out of the server's and a busy
+/// database become [`Store`](Self::Store), everything else [`Statement`](Self::Statement).
+///
+/// In axum, wrap it in an error type of your own that is an `IntoResponse`: the example at
+/// [`Operation::begin`](crate::Operation::begin) does without one, and the README has one.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum TransactionError {
@@ -47,6 +50,8 @@ impl TransactionError {
     /// | [`InDoubt`](Self::InDoubt) | the same | it finds out, and answers accordingly |
     /// | every other | 500 `transaction-failed` | a failed run |
     ///
+    /// The error itself is reported as an event, with the feature `tracing`.
+    ///
     /// The layer's [`rejection_response`](crate::IdempotencyLayer::rejection_response) is not
     /// asked: an answer of the handler's is its own.
     pub fn into_response(self) -> Response<Full<Bytes>> {
@@ -58,10 +63,18 @@ impl TransactionError {
                 RejectionKind::TransactionFailed
             }
         };
-        let rejection = match self {
+        let rejection = match &self {
             Self::InDoubt(_) => Rejection::in_doubt(),
+            Self::Store(_) if kind == RejectionKind::StoreUnavailable => Rejection::rolled_back(),
             _ => kind.into(),
         };
+        // What the caller is told holds nothing of it.
+        #[cfg(feature = "tracing")]
+        tracing::warn!(
+            code = kind.code(),
+            error = &self as &(dyn Error + 'static),
+            "a transaction failed"
+        );
         let (request, ()) = Request::new(()).into_parts();
         let mut response = ProblemJson::default().response(&rejection, &request);
         // A refusal lets its key go, and a handler that failed has to leave that to the policy.
@@ -124,20 +137,20 @@ impl From<sqlx::Error> for TransactionError {
         use sqlx::error::DatabaseError;
 
         let refusal = error.as_database_error().and_then(DatabaseError::code);
-        match refusal.is_some_and(|code| is_conflict(&code)) {
+        match refusal.is_some_and(|code| has_passed(&code)) {
             true => Self::Store(StoreError::new(StoreErrorKind::NotApplied, error)),
             false => Self::Statement(error.into()),
         }
     }
 }
 
-/// Another transaction was in the way: a serialization failure or a deadlock of PostgreSQL
-/// (a SQLSTATE has five characters), and `SQLITE_BUSY` or `SQLITE_LOCKED` in any extended
-/// form.
+/// It passes, and everything is rolled back: in PostgreSQL (a SQLSTATE has five characters) a
+/// serialization failure, a deadlock, a time-out of a statement, a lock or an idle transaction,
+/// and `SQLITE_BUSY` or `SQLITE_LOCKED` in any extended form.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
-fn is_conflict(code: &str) -> bool {
+fn has_passed(code: &str) -> bool {
     match code {
-        "40001" | "40P01" => true,
+        "40001" | "40P01" | "55P03" | "57014" | "25P03" => true,
         _ if code.len() == 5 => false,
         _ => code
             .parse()

@@ -9,12 +9,15 @@ mod support;
 mod answers;
 mod clients;
 mod engine;
+mod forgotten;
+mod full_disk;
 mod misuse;
 mod over_postgres;
 mod over_sqlite;
 mod own_transaction;
 mod ownership;
 mod scene;
+mod sessions;
 
 /// Each of the functions as a test, over PostgreSQL and over SQLite.
 macro_rules! over_both {

@@ -118,7 +118,8 @@ impl fmt::Display for Risk {
             ),
             Self::LongStatements { timeout: 0 } => f.write_str(
                 "there is no `statement_timeout`: a call that the layer has given up may be \
-                 applied much later; set one below the layer's `store_timeout`",
+                 applied much later; set one below the layer's `store_timeout`, such as \
+                 `?options[statement_timeout]=1500` in the URL, or with `ALTER ROLE … SET`",
             ),
             Self::LongStatements { timeout } => write!(
                 f,
@@ -136,13 +137,22 @@ impl fmt::Display for Finding {
 }
 
 /// The server is not fit, or could not be asked.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum CheckError {
     /// What was found, of which at least one [is unfit](Risk::is_unfit).
     Unfit(Vec<Finding>),
     /// It did not answer as it should.
     Store(StoreError),
+}
+
+/// In sentences too, with the cause: this is what a `main` that returns it prints.
+impl fmt::Debug for CheckError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unfit(_) => write!(f, "{self}"),
+            Self::Store(error) => write!(f, "{self}: {error:?}"),
+        }
+    }
 }
 
 impl fmt::Display for CheckError {

@@ -130,8 +130,9 @@
 //! one message with its values in it, for which PgBouncer needs nothing but
 //! `ignore_startup_parameters = extra_float_digits`, which the driver sends, and the server its
 //! `bytea_output = hex`, the default. Set `statement_timeout` for the user in the server, since
-//! PgBouncer does not pass it on. What your own handlers send through the same pool has the
-//! same trouble, and is yours to see to. Statement mode cannot work: it knows no transactions.
+//! PgBouncer does not pass it on and refuses a URL with `options`. What your own handlers send through the same pool has the
+//! same trouble: `sqlx::query(…).persistent(false)`, inside of a transaction. Statement mode
+//! cannot work: it knows no transactions.
 //!
 //! # Requirements
 //!

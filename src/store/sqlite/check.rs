@@ -117,13 +117,22 @@ impl fmt::Display for Finding {
 }
 
 /// The database is not fit, or could not be asked.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum CheckError {
     /// What was found, of which at least one [is unfit](Finding::is_unfit).
     Unfit(Vec<Finding>),
     /// It did not answer as it should.
     Store(StoreError),
+}
+
+/// In sentences too, with the cause: this is what a `main` that returns it prints.
+impl fmt::Debug for CheckError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unfit(_) => write!(f, "{self}"),
+            Self::Store(error) => write!(f, "{self}: {error:?}"),
+        }
+    }
 }
 
 impl fmt::Display for CheckError {
