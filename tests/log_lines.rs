@@ -248,6 +248,53 @@ async fn a_client_that_left_and_a_handler_that_panicked_tell_nothing_of_it() {
     assert!(text.contains(&record()), "{text}");
 }
 
+#[tokio::test]
+async fn every_retry_of_a_sealed_key_is_told() {
+    let text = logged(async {
+        let layer = layer(store()).on_failure(FailurePolicy::Refuse);
+        let (service, runs) = handler(&layer, |_, _: Request<_>| {
+            let mut failed = created(ANSWERED);
+            *failed.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            failed
+        });
+        send(&service, request()).await;
+        for _ in 0..2 {
+            let sealed = send(&service, request()).await;
+            assert_refused(&sealed, RejectionKind::OutcomeUnknown);
+        }
+        assert_eq!(runs.get(), 1);
+    })
+    .await;
+    assert_eq!(text.matches("waits to be resolved").count(), 2, "{text}");
+    assert!(text.contains(&record()), "{text}");
+}
+
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn a_transaction_that_failed_is_told_without_what_its_statement_says() {
+    use tower_idempotency::TransactionError;
+
+    let text = logged(async {
+        let error = StoreErrorKind::Misconfigured.into();
+        TransactionError::Store(error).into_response();
+        let statement = format!("no such table: {ANSWERED}");
+        let error = tower_idempotency::sqlx::Error::Protocol(statement);
+        assert!(format!("{error:?}").contains(ANSWERED));
+        TransactionError::from(error).into_response();
+        TransactionError::Misuse("it was misused").into_response();
+    })
+    .await;
+    let told = [
+        "the store is misconfigured",
+        "a statement of the transaction failed",
+        "it was misused",
+    ];
+    for told in told {
+        assert_eq!(text.matches(told).count(), 1, "{text}");
+    }
+    assert_eq!(text.matches("WARN").count(), 3, "{text}");
+}
+
 #[test]
 fn nothing_that_a_handler_or_a_store_may_print_shows_the_key_or_a_body() {
     let key = IdempotencyKey::new(KEY).unwrap();

@@ -50,7 +50,8 @@ impl TransactionError {
     /// | [`InDoubt`](Self::InDoubt) | the same | it finds out, and answers accordingly |
     /// | every other | 500 `transaction-failed` | a failed run |
     ///
-    /// The error itself is reported as an event, with the feature `tracing`.
+    /// With the feature `tracing` it is an event, without what a statement of the handler's says
+    /// of itself, since that may hold what the client sent: log the error where you see fit.
     ///
     /// The layer's [`rejection_response`](crate::IdempotencyLayer::rejection_response) is not
     /// asked: an answer of the handler's is its own.
@@ -68,13 +69,7 @@ impl TransactionError {
             Self::Store(_) if kind == RejectionKind::StoreUnavailable => Rejection::rolled_back(),
             _ => kind.into(),
         };
-        // What the caller is told holds nothing of it.
-        #[cfg(feature = "tracing")]
-        tracing::warn!(
-            code = kind.code(),
-            error = &self as &(dyn Error + 'static),
-            "a transaction failed"
-        );
+        self.report(kind);
         let (request, ()) = Request::new(()).into_parts();
         let mut response = ProblemJson::default().response(&rejection, &request);
         // A refusal lets its key go, and a handler that failed has to leave that to the policy.
@@ -82,6 +77,21 @@ impl TransactionError {
             response.extensions_mut().insert(Outcome::Rejected(kind));
         }
         response.map(Full::new)
+    }
+
+    /// Without what a statement of the handler's says of itself: it may hold what the client
+    /// sent.
+    fn report(&self, kind: RejectionKind) {
+        #[cfg(feature = "tracing")]
+        {
+            let error = match self {
+                Self::Store(error) | Self::InDoubt(error) => Some(error as &(dyn Error + 'static)),
+                _ => None,
+            };
+            tracing::warn!(code = kind.code(), error, "{self}");
+        }
+        #[cfg(not(feature = "tracing"))]
+        let _ = kind;
     }
 
     fn as_str(&self) -> &'static str {
