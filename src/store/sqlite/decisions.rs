@@ -104,10 +104,9 @@ async fn a_key_is_free_by_what_was_read_exactly_when_it_is_for_the_statement() {
         row.put(&store).await;
         let found = read(&store).await.claimed(&request());
         let is_free = match found {
-            Ok(Found::Answer(_)) => false,
+            // An error stands for a completed record, whose answer was not asked for.
+            Ok(Found::Answer(_)) | Err(_) => false,
             Ok(Found::Free | Found::FreeUnlessLocked { .. }) => true,
-            // A completed record, whose answer was not asked for.
-            Err(_) => false,
         };
         assert_eq!(is_free, row.attempt().is_some(), "{row:?}");
         // A running record is never waited for.
