@@ -7,6 +7,7 @@
 mod support;
 
 mod conflicts;
+mod given_up;
 mod killed_server;
 mod lost_replies;
 mod scene;

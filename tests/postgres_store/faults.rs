@@ -144,6 +144,37 @@ async fn a_statement_that_the_server_gave_up_was_not_applied() {
     assert!(matches!(claimed, Claimed::InProgress { attempt: 1, .. }));
 }
 
+/// `OutagePolicy::RunUnprotected` runs what was certainly not applied, and somebody may be at
+/// work under that key.
+#[tokio::test]
+async fn a_claim_that_has_seen_a_run_is_ambiguous_when_it_fails() {
+    let place = Place::new().await;
+    let mut seen = request();
+    seen.lease = Duration::from_millis(1);
+    let hold = acquire(&place.store, &seen).await;
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+                  $$ BEGIN RAISE 'given up' USING ERRCODE = '57014'; END $$; \
+                  CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON idempotency_record \
+                  FOR EACH ROW EXECUTE FUNCTION refuse()";
+    execute(&place.pool, refuse).await;
+    let retry = retry_of(&seen);
+    let patience = std::time::Instant::now() + Duration::from_secs(10);
+    let refused = loop {
+        match place.store.claim(&retry).await {
+            Ok(Claimed::InProgress { .. }) => assert!(std::time::Instant::now() < patience),
+            other => break other,
+        }
+    };
+    assert_eq!(kind(refused), StoreErrorKind::Ambiguous);
+    // Where nobody has been seen, the same refusal is known to have applied nothing.
+    let unseen = place.store.claim(&request()).await;
+    assert_eq!(kind(unseen), StoreErrorKind::NotApplied);
+    execute(&place.pool, "DROP TRIGGER refuse ON idempotency_record").await;
+    assert_eq!(acquire(&place.store, &retry).await.attempt, 2);
+    let late = place.store.release(&hold).await.unwrap();
+    assert_eq!(late, tower_idempotency::store::Ownership::Lost);
+}
+
 #[tokio::test]
 async fn a_disk_that_is_full_is_told_as_such() {
     let place = Place::new().await;

@@ -384,7 +384,7 @@ async fn a_commit_that_rolls_back_is_never_taken_for_one() {
     let completed = store
         .complete_in(&mut transaction, &hold, &record, RETENTION)
         .await;
-    assert_eq!(completed.unwrap_err().kind(), StoreErrorKind::NotApplied);
+    assert_eq!(completed.unwrap(), Fence::NoTransaction);
 }
 
 #[tokio::test]

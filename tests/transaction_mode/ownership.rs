@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::block_in_place;
 use tokio::time::sleep;
-use tower_idempotency::store::{ClaimRequest, Claimed, KeyStore, Owner, Snapshot};
+use tower_idempotency::store::{ClaimRequest, Claimed, Hold, KeyStore, Owner, Ownership, Snapshot};
 use tower_idempotency::{FailurePolicy, Operation, TransactionError};
 
 use crate::engine::Engine;
@@ -18,6 +18,7 @@ over_both!(
     while_a_transaction_is_open_its_lock_is_the_lease,
     a_run_that_was_taken_over_cannot_begin,
     a_transaction_of_a_run_that_was_taken_over_commits_nothing,
+    a_run_that_was_taken_over_records_nothing_though_the_other_run_has_failed,
     renewals_pause_for_the_transaction_and_go_on_after_it,
     a_transaction_under_refuse_outlives_its_lease_too,
 );
@@ -34,13 +35,25 @@ async fn rival<K: KeyStore>(store: &K, operation: &Operation) -> Claimed {
     store.claim(&claim).await.unwrap()
 }
 
-/// What a rival gets whose run the renewals come too late for: they are part of the future
-/// that is blocked here.
-fn taken_over<K: KeyStore>(store: &K, operation: &Operation) -> Claimed {
+/// What a rival gets, and may do with it, where the renewals come too late: they are part of
+/// the future that is blocked here.
+fn taken_over<K: KeyStore>(store: &K, operation: &Operation, and_then: impl AsyncFnOnce(Hold)) {
     block_in_place(|| {
-        std::thread::sleep(LEASE + Duration::from_millis(50));
-        Handle::current().block_on(rival(store, operation))
-    })
+        let deadline = Instant::now() + Duration::from_secs(20);
+        Handle::current().block_on(async {
+            loop {
+                std::thread::sleep(LEASE / 10);
+                match rival(store, operation).await {
+                    Claimed::Acquired(hold) => {
+                        assert_eq!(hold.attempt, 2);
+                        return and_then(hold).await;
+                    }
+                    Claimed::InProgress { .. } => assert!(Instant::now() < deadline),
+                    other => panic!("{other:?}"),
+                }
+            }
+        });
+    });
 }
 
 async fn lookup<K: KeyStore>(store: &K, operation: &Operation) -> Snapshot {
@@ -109,11 +122,7 @@ async fn a_run_that_was_taken_over_cannot_begin<E: Engine>() {
     let scene = Scene::<E>::with(
         |layer| layer.lease(LEASE),
         async |run| {
-            let taken = taken_over(run.engine.store(), &run.operation);
-            assert!(
-                matches!(taken, Claimed::Acquired(ref hold) if hold.attempt == 2),
-                "{taken:?}"
-            );
+            taken_over(run.engine.store(), &run.operation, async |_| {});
             match run.operation.begin(run.engine.store()).await {
                 Err(TransactionError::LostOwnership) => Err(TransactionError::LostOwnership),
                 other => panic!("{other:?}"),
@@ -132,8 +141,7 @@ async fn a_transaction_of_a_run_that_was_taken_over_commits_nothing<E: Engine>()
     let scene = Scene::<E>::with(
         |layer| layer.lease(LEASE),
         async |run| {
-            let taken = taken_over(run.engine.store(), &run.operation);
-            assert!(matches!(taken, Claimed::Acquired(_)), "{taken:?}");
+            taken_over(run.engine.store(), &run.operation, async |_| {});
             let mut own = run.engine.own().await;
             E::insert(&mut own, &run.key()).await?;
             let store = run.engine.store();
@@ -152,6 +160,43 @@ async fn a_transaction_of_a_run_that_was_taken_over_commits_nothing<E: Engine>()
     assert!(scene.engine.ledger().await.is_empty());
     assert_eq!(scene.send("k").await.status.as_u16(), 409);
     assert_eq!(scene.runs.get(), 1);
+}
+
+/// Asked what became of its transaction, the store grants its owner an attempt of its own.
+async fn a_run_that_was_taken_over_records_nothing_though_the_other_run_has_failed<E: Engine>() {
+    let scene = Scene::<E>::with(
+        |layer| layer.lease(LEASE),
+        async |run| {
+            if run.number > 1 {
+                return run.transfer().await;
+            }
+            let store = run.engine.store();
+            let mut own = run.engine.own().await;
+            E::insert(&mut own, &run.key()).await?;
+            run.operation
+                .complete_in(store, &mut own, answer(201, "never committed"))
+                .await?;
+            drop(own);
+            taken_over(store, &run.operation, async |hold| {
+                let failed = store.fail(&hold, false, Duration::from_secs(60)).await;
+                assert_eq!(failed.unwrap(), Ownership::Held);
+            });
+            Ok(answer(404, "what the first run says"))
+        },
+    )
+    .await;
+    let first = scene.send("k").await;
+    assert_eq!(first.status.as_u16(), 404, "{first:?}");
+    assert_eq!(first.text(), "what the first run says");
+    assert_eq!(first.header("idempotency-stored"), Some("false"));
+    let second = scene.send("k").await;
+    assert_eq!(second.text(), "transferred", "{second:?}");
+    assert!(!second.is_replay());
+    let third = scene.send("k").await;
+    assert!(third.is_replay(), "{third:?}");
+    assert_eq!(third.text(), "transferred");
+    assert_eq!(scene.runs.get(), 2);
+    assert_eq!(scene.engine.ledger().await, ["k"]);
 }
 
 async fn renewals_pause_for_the_transaction_and_go_on_after_it<E: Engine>() {

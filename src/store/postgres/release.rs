@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// is acknowledged, and lost with the connection. The store's own transactions are safe from
 /// that. Give the store a pool of its own, or every pool this.
 ///
+/// A connection that falls silent in the very moment after this is lost to the pool: the
+/// driver asks once more there, and without a limit.
+///
 /// ```no_run
 /// use tower_idempotency::sqlx::postgres::PgPoolOptions;
 /// use tower_idempotency::store;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 use sqlx::{PgPool, Postgres, Transaction, raw_sql};
+use tokio::time::timeout;
 
 use super::PostgresStore;
 use super::fault::{commit_error, is_aborted, not_sent, store_error};
@@ -94,9 +95,14 @@ pub(super) async fn begin(
     pool: &PgPool,
     statement: &'static str,
 ) -> Result<Transaction<'static, Postgres>, StoreError> {
+    // It touches nothing: a server that has not answered it by then is not there, and the
+    // connection is to be missed no longer.
+    let at_most = pool.options().get_acquire_timeout() + Duration::from_secs(10);
     let pool = pool.clone();
-    match tokio::spawn(async move { pool.begin_with(statement).await }).await {
-        Ok(begun) => begun.map_err(not_sent),
+    let begun = timeout(at_most, async move { pool.begin_with(statement).await });
+    match tokio::spawn(begun).await {
+        Ok(Ok(begun)) => begun.map_err(not_sent),
+        Ok(Err(error)) => Err(StoreError::new(StoreErrorKind::NotApplied, error)),
         Err(error) => Err(StoreError::new(StoreErrorKind::NotApplied, error)),
     }
 }

@@ -1,12 +1,15 @@
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use crate::store::KeyStore;
+use crate::store::{KeyStore, StoreErrorKind};
 
 /// Long enough to be worth the trip, short enough that nobody waits behind it.
 const BATCH: usize = 1000;
+
+/// A server that went silent is not waited for for ever; the next round begins anew.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Removes expired records from time to time, until it is dropped.
 #[derive(Debug)]
@@ -32,7 +35,8 @@ impl Drop for PurgeTask {
 
 async fn purge(store: &impl KeyStore) {
     loop {
-        match store.purge_expired(BATCH).await {
+        let batch = timeout(PATIENCE, store.purge_expired(BATCH)).await;
+        match batch.unwrap_or_else(|_| Err(StoreErrorKind::Ambiguous.into())) {
             Ok(purged) if purged < BATCH => return,
             Ok(_) => tokio::task::yield_now().await,
             Err(_error) => {
