@@ -15,6 +15,8 @@
 //! [`AnyStore`] erases the type, for a store that is chosen at run time.
 
 mod any;
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
+mod check;
 #[cfg(feature = "conformance")]
 #[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
 pub mod conformance;
@@ -38,6 +40,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::any::AnyStore;
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
+#[cfg_attr(
+    docsrs,
+    doc(cfg(any(feature = "postgres", feature = "redis", feature = "sqlite")))
+)]
+pub use self::check::CheckError;
 #[cfg(feature = "memory")]
 #[cfg_attr(docsrs, doc(cfg(feature = "memory")))]
 pub use self::memory::MemoryStore;

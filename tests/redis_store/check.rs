@@ -146,7 +146,7 @@ async fn a_server_that_cannot_be_reached_cannot_be_checked() {
     server.kill();
     for checked in [bare.check().await, managed.check().await] {
         let error = checked.unwrap_err();
-        assert_eq!(error.to_string(), "the server could not be checked");
+        assert_eq!(error.to_string(), "the store could not be checked");
         let told = error.source().expect("the store's error");
         let told = told.downcast_ref::<StoreError>().unwrap();
         assert!(told.source().unwrap().is::<redis::RedisError>());

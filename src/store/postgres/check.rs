@@ -1,6 +1,5 @@
 //! The audit at the start of a service: can this server keep what the layer promises?
 
-use std::error::Error;
 use std::fmt;
 
 use sqlx::postgres::{PgConnection, PgRow};
@@ -136,51 +135,14 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The server is not fit, or could not be asked.
-#[non_exhaustive]
-pub enum CheckError {
-    /// What was found, of which at least one [is unfit](Risk::is_unfit).
-    Unfit(Vec<Finding>),
-    /// It did not answer as it should.
-    Store(StoreError),
-}
-
-/// In sentences too, with the cause: this is what a `main` that returns it prints.
-impl fmt::Debug for CheckError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unfit(_) => write!(f, "{self}"),
-            Self::Store(error) => write!(f, "{self}: {error:?}"),
-        }
-    }
-}
-
-impl fmt::Display for CheckError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unfit(findings) => {
-                f.write_str("the server cannot keep records safely")?;
-                findings
-                    .iter()
-                    .try_for_each(|finding| write!(f, "; {finding}"))
-            }
-            Self::Store(_) => f.write_str("the server could not be checked"),
-        }
-    }
-}
-
-impl Error for CheckError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Unfit(_) => None,
-            Self::Store(error) => Some(error),
-        }
-    }
-}
+/// How [`check`](super::PostgresStore::check) fails.
+pub type CheckError = crate::store::CheckError<Finding>;
 
 impl PostgresStore {
     pub(super) async fn audit(&self) -> Result<Vec<Finding>, CheckError> {
-        let risks = self.risks().await.map_err(CheckError::Store)?;
+        let mut risks = self.risks().await?;
+        // What has to be mended is read first.
+        risks.sort_by_key(|risk| !risk.is_unfit());
         let is_unfit = risks.iter().any(Risk::is_unfit);
         let findings = risks.into_iter().map(|risk| Finding { risk }).collect();
         match is_unfit {

@@ -1,7 +1,6 @@
 //! The audit at the start of a service: can this server keep what the layer promises?
 
 use std::collections::HashMap;
-use std::error::Error;
 use std::fmt;
 
 use redis::aio::ConnectionLike;
@@ -9,7 +8,6 @@ use redis::{ErrorKind, RedisError, ServerErrorKind, Value, cmd, from_redis_value
 
 use super::RedisStore;
 use super::fault::store_error;
-use crate::model::error::StoreError;
 use crate::model::scope::RecordId;
 use crate::store::KeyStore;
 
@@ -130,47 +128,8 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The server is not fit, or could not be asked.
-#[non_exhaustive]
-pub enum CheckError {
-    /// What was found, of which at least one [is unfit](Risk::is_unfit).
-    Unfit(Vec<Finding>),
-    /// It did not answer as it should.
-    Store(StoreError),
-}
-
-/// In sentences too, with the cause: this is what a `main` that returns it prints.
-impl fmt::Debug for CheckError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unfit(_) => write!(f, "{self}"),
-            Self::Store(error) => write!(f, "{self}: {error:?}"),
-        }
-    }
-}
-
-impl fmt::Display for CheckError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unfit(findings) => {
-                f.write_str("the server cannot keep records safely")?;
-                findings
-                    .iter()
-                    .try_for_each(|finding| write!(f, "; {finding}"))
-            }
-            Self::Store(_) => f.write_str("the server could not be checked"),
-        }
-    }
-}
-
-impl Error for CheckError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Unfit(_) => None,
-            Self::Store(error) => Some(error),
-        }
-    }
-}
+/// How [`check`](super::RedisStore::check) fails.
+pub type CheckError = crate::store::CheckError<Finding>;
 
 impl<C> RedisStore<C>
 where
@@ -192,7 +151,7 @@ where
         }
         // A script has to run there at all.
         let nobody = RecordId::from_bytes([0; 32]);
-        self.lookup(&nobody).await.map_err(CheckError::Store)?;
+        self.lookup(&nobody).await?;
         Ok(findings)
     }
 

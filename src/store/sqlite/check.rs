@@ -1,6 +1,5 @@
 //! The audit at the start of a service: can this file keep what the layer promises?
 
-use std::error::Error;
 use std::fmt;
 
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
@@ -8,7 +7,6 @@ use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 use super::SqliteStore;
 use super::fault::{is_busy, is_read_only, store_error};
 use super::statements::LAYOUT;
-use crate::model::error::StoreError;
 use crate::model::scope::RecordId;
 use crate::store::KeyStore;
 
@@ -116,47 +114,8 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The database is not fit, or could not be asked.
-#[non_exhaustive]
-pub enum CheckError {
-    /// What was found, of which at least one [is unfit](Finding::is_unfit).
-    Unfit(Vec<Finding>),
-    /// It did not answer as it should.
-    Store(StoreError),
-}
-
-/// In sentences too, with the cause: this is what a `main` that returns it prints.
-impl fmt::Debug for CheckError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unfit(_) => write!(f, "{self}"),
-            Self::Store(error) => write!(f, "{self}: {error:?}"),
-        }
-    }
-}
-
-impl fmt::Display for CheckError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unfit(findings) => {
-                f.write_str("the database cannot keep records safely")?;
-                findings
-                    .iter()
-                    .try_for_each(|finding| write!(f, "; {finding}"))
-            }
-            Self::Store(_) => f.write_str("the database could not be checked"),
-        }
-    }
-}
-
-impl Error for CheckError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Unfit(_) => None,
-            Self::Store(error) => Some(error),
-        }
-    }
-}
+/// How [`check`](super::SqliteStore::check) fails.
+pub type CheckError = crate::store::CheckError<Finding>;
 
 impl From<sqlx::Error> for CheckError {
     fn from(error: sqlx::Error) -> Self {
@@ -173,7 +132,7 @@ impl SqliteStore {
         findings.extend(settings(&mut connection).await?);
         findings.extend(read_only(&mut connection).await?);
         let layout = self.layout(&mut *connection).await;
-        match layout.map_err(CheckError::Store)? {
+        match layout? {
             Some(LAYOUT) => {}
             Some(found) => findings.push(Finding::OtherLayout {
                 found,
@@ -187,7 +146,7 @@ impl SqliteStore {
         }
         // A statement of the store has to run there at all.
         let nobody = RecordId::from_bytes([0; 32]);
-        self.lookup(&nobody).await.map_err(CheckError::Store)?;
+        self.lookup(&nobody).await?;
         Ok(findings)
     }
 }
