@@ -18,69 +18,19 @@ mod tap;
 mod time;
 
 use std::fmt::Write;
-use std::time::Duration;
 
-use http::Response;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
+use support::claims::{
+    LEASE, RETENTION, acquire, complete, fresh_record, misuse_of, record_of_len, request, retry_of,
+    sealing,
+};
 use support::redis::{RedisServer, shared, unique_prefix};
 use tower_idempotency::store::{
-    ClaimRequest, Claimed, Completion, Fingerprint, Hold, KeyStore, Lapse, Owner, Ownership,
-    Record, RecordId, RedisStore, ScopeId, StoreErrorKind,
+    ClaimRequest, Hold, KeyStore, Ownership, Record, RecordId, RedisStore, StoreErrorKind,
 };
-
-const LEASE: Duration = Duration::from_secs(60);
-const RETENTION: Duration = Duration::from_secs(600);
 
 /// The length of what stands before the answer.
 const HEAD_LEN: usize = 81;
-
-fn owner() -> Owner {
-    Owner::random().unwrap()
-}
-
-fn digest() -> [u8; 32] {
-    let halves = [owner(), owner()].map(|owner| *owner.as_bytes());
-    halves.concat().try_into().unwrap()
-}
-
-/// A claim of a key that nobody has used.
-fn request() -> ClaimRequest {
-    let scope = ScopeId::from_bytes([7; 16]);
-    let id = RecordId::from_bytes(digest());
-    let fingerprint = Fingerprint::from_bytes(digest());
-    let mut request = ClaimRequest::new(id, scope, fingerprint, owner());
-    request.lease = LEASE;
-    request.retention = RETENTION;
-    request
-}
-
-/// The same request once more, as a retry sends it.
-fn retry_of(request: &ClaimRequest) -> ClaimRequest {
-    let mut retry = request.clone();
-    retry.owner = owner();
-    retry
-}
-
-/// Another request under the same key.
-fn misuse_of(request: &ClaimRequest) -> ClaimRequest {
-    let mut misuse = retry_of(request);
-    misuse.fingerprint = Fingerprint::from_bytes(digest());
-    misuse
-}
-
-/// An answer that no other run has given.
-fn fresh_record() -> Record {
-    Record::new(&Response::new(digest()))
-}
-
-/// An answer whose stored form is of that length.
-fn record_of_len(len: usize) -> Record {
-    let without_body = Record::new(&Response::new("")).as_bytes().len();
-    let body: Vec<u8> = (0..=255).cycle().take(len - without_body).collect();
-    let record = Record::new(&Response::new(body));
-    assert_eq!(record.as_bytes().len(), len);
-    record
-}
 
 /// A store with keys of its own on a server, and a way to the strings behind it.
 struct Place<C = MultiplexedConnection> {
@@ -178,26 +128,6 @@ fn key(prefix: &str, id: &RecordId) -> String {
     key
 }
 
-async fn acquire(store: &impl KeyStore, request: &ClaimRequest) -> Hold {
-    match store.claim(request).await.unwrap() {
-        Claimed::Acquired(hold) => hold,
-        other => panic!("not acquired: {other:?}"),
-    }
-}
-
-/// Claims a key, as whatever attempt, and completes it.
-async fn complete(store: &impl KeyStore, request: &ClaimRequest, record: &Record) -> Hold {
-    let hold = acquire(store, request).await;
-    let completed = store.complete(&hold, record, RETENTION).await;
-    assert_eq!(completed.unwrap(), Completion::Stored);
-    hold
-}
-
 async fn refusal(store: &impl KeyStore, request: &ClaimRequest) -> StoreErrorKind {
     store.claim(request).await.unwrap_err().kind()
-}
-
-fn sealing(mut request: ClaimRequest) -> ClaimRequest {
-    request.lapse = Lapse::Seal;
-    request
 }

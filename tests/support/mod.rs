@@ -7,6 +7,7 @@
     clippy::unwrap_used
 )]
 
+pub mod claims;
 pub mod faults;
 pub mod gates;
 pub mod history;
