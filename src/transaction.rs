@@ -278,10 +278,11 @@ impl Operation {
     {
         let (record, retention, answer) = self.recorded(response).await?;
         // Before it is sent: this future may be dropped, and the transaction commit.
+        let before = self.progress.entry();
         let entry = Entry::Written(record.status());
         self.progress.set_entry(Some(entry));
         let write = store.complete_in(connection, &self.hold, &record, retention);
-        held(self.in_time(write).await?).inspect_err(|_| self.progress.set_entry(None))?;
+        held(self.in_time(write).await?).inspect_err(|_| self.progress.set_entry(before))?;
         Ok(answer)
     }
 

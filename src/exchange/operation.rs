@@ -242,7 +242,7 @@ impl Progress {
         *self.entry.lock().unwrap_or_else(PoisonError::into_inner) = entry;
     }
 
-    pub(super) fn entry(&self) -> Option<Entry> {
+    pub(crate) fn entry(&self) -> Option<Entry> {
         *self.entry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

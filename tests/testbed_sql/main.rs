@@ -119,8 +119,8 @@ async fn a_row_whose_answer_is_not_recorded_is_rolled_back(
     let testbed = place.testbed().await;
     execute(forbid).await;
     let refused = testbed.post("/transfer?amount=1", "k").await;
-    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(refused.code().as_deref(), Some("store-unavailable"));
+    assert_eq!(refused.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(refused.code().as_deref(), Some("transaction-failed"));
     assert_eq!(testbed.runs().await, 1);
     assert_eq!(ledger(&testbed).await, (0, 0));
     execute(allow).await;
