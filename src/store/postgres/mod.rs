@@ -134,6 +134,23 @@
 //! same trouble: `sqlx::query(…).persistent(false)`, inside of a transaction. Statement mode
 //! cannot work: it knows no transactions.
 //!
+//! # What it costs
+//!
+//! Throughput as a share of what stands in the second column, in the same run and through the
+//! same pool: 1.10 is a tenth less. `cargo bench --features postgres,sqlite --bench
+//! sql_stores`, 2026-11-24, PostgreSQL 15 with `fsync` on, answers of 256 B:
+//!
+//! | Work | Against | 1 task | 32 tasks |
+//! |---|---|---:|---:|
+//! | claim and completion | the same statements, sent raw | 0.99 | 0.98 |
+//! | replay | `SELECT` of the record by its key, sent raw | 1.49 | 1.24 |
+//! | a request in a transaction, with the layer | the handler's own transaction, without | 3.01 | 3.16 |
+//! | claim and completion among 2 million records | among 10 thousand | 1.07 | 1.14 |
+//! | replay among 2 million records | among 10 thousand | 0.98 | 1.00 |
+//!
+//! A batch of 1,000 out of 2 million records is purged in 2 ms. A request in a transaction
+//! commits twice, once for its claim, and takes three round trips more than the handler's own.
+//!
 //! # Requirements
 //!
 //! PostgreSQL 13 or later. Tested with 15.
