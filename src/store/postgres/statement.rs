@@ -93,6 +93,7 @@ macro_rules! statements {
 }
 
 statements! {
+    read = "read.sql";
     claim = "claim.sql";
     take = "take.sql";
     extend = "extend.sql";

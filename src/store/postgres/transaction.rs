@@ -56,7 +56,10 @@ impl TransactionalStore for PostgresStore {
         ];
         let complete = &self.statements().complete_in;
         match self.ask_on(connection, complete, &values).await {
-            Ok(Some(_)) => return Ok(Fence::Held),
+            Ok(Some(_)) => {
+                self.shape.recent.add(&hold.id);
+                return Ok(Fence::Held);
+            }
             Ok(None) => {}
             Err(error) if is_aborted(&error) => return Ok(Fence::NoTransaction),
             Err(error) => return Err(store_error(error)),
