@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use http::{Response, StatusCode};
+use http::Response;
 use http_body::Body;
 
 use super::capture::{self, Answer, AnswerBody};
-use super::collect::{self, Collected, declared_len};
+use super::collect::{self, Collected, declared_len, has_no_body};
 use crate::model::error::BoxError;
 use crate::policy::config::Config;
 use crate::store::Record;
@@ -24,11 +24,7 @@ where
     let (parts, body) = response.into_parts();
     let mut begun = Collected::default();
     let hint = body.size_hint();
-    // A server does not ask for the body of such an answer: its head is its end.
-    let has_no_body = matches!(
-        parts.status,
-        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-    );
+    let has_no_body = has_no_body(parts.status);
     let limit = config.response_body_limit;
     let declared = declared_len(&parts.headers, &hint);
     let too_long = declared.filter(|&len| !has_no_body && len > limit as u64);

@@ -13,7 +13,7 @@ use http_body::Body;
 use tower::Service;
 
 use super::capture::{self, Answer, AnswerBody};
-use super::collect::{self, Collected, Read, declared_len};
+use super::collect::{self, Collected, Read, declared_len, has_no_body};
 use super::decide::{Conclusion, HeadVerdict, answered, broke_off, head_verdict, no_answer};
 use super::lease::{Lease, Settlement};
 use super::poll::{Panic, alongside, catching};
@@ -200,11 +200,7 @@ where
         let settlement = answered(head.verdict, on_failure, record);
         return done(parts, AnswerBody::Whole(begun), settlement);
     }
-    // A server does not ask for the body of such an answer: its head is its end.
-    let has_no_body = matches!(
-        parts.status,
-        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-    );
+    let has_no_body = has_no_body(parts.status);
     let declared_len = match has_no_body {
         true => Some(0),
         false => declared_len(&parts.headers, &hint),

@@ -201,14 +201,18 @@ pub trait KeyStore: Send + Sync + 'static {
     }
 }
 
-/// A tenth of what is left to wait, between 50 ms and 250 ms, of which up to a half is
-/// taken off at random.
+/// A tenth of what is left to wait, between 50 ms and 250 ms, at random shorter.
 fn jittered(at_most: Duration) -> Duration {
     let longest = (at_most / 10).clamp(Duration::from_millis(50), Duration::from_millis(250));
+    at_random_shorter(longest).min(at_most)
+}
+
+/// Up to a half is taken off, so that those who wait do not come in step.
+fn at_random_shorter(longest: Duration) -> Duration {
     let mut random = [0];
-    // Without randomness waiters come in step, which is slower and not wrong.
+    // Without randomness they do, which is slower and not wrong.
     let _ = getrandom::fill(&mut random);
-    (longest - longest * u32::from(random[0]) / 512).min(at_most)
+    longest - longest * u32::from(random[0]) / 512
 }
 
 impl<K: KeyStore> KeyStore for Arc<K> {

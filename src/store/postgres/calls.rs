@@ -16,8 +16,8 @@ use crate::model::claim::{
 use crate::model::error::{StoreError, StoreErrorKind};
 use crate::model::record::Record;
 use crate::model::scope::RecordId;
-use crate::store::KeyStore;
-use crate::store::sql::millis;
+use crate::store::sql::{doubtful, millis};
+use crate::store::{KeyStore, at_random_shorter};
 
 /// In bytes. The server takes 1 GiB at once, and as text a record is twice as long.
 const LONGEST_RECORD: usize = 500_000_000;
@@ -286,13 +286,6 @@ fn both(lease: Duration, retention: Duration) -> i64 {
     millis(lease).saturating_add(millis(retention))
 }
 
-fn doubtful(error: StoreError) -> StoreError {
-    match error.kind() {
-        StoreErrorKind::NotApplied => StoreError::new(StoreErrorKind::Ambiguous, error),
-        _ => error,
-    }
-}
-
 /// Every run of it was rolled back, or found that there was nothing to do yet.
 fn contended() -> StoreError {
     StoreError::new(
@@ -302,12 +295,8 @@ fn contended() -> StoreError {
 }
 
 async fn pause(tried: u32) {
-    let longest = 1 << tried.min(5);
-    let mut random = [0];
-    // Without randomness those who wait come in step, which is slower and not wrong.
-    let _ = getrandom::fill(&mut random);
-    let longest = Duration::from_millis(longest);
-    sleep(longest - longest * u32::from(random[0]) / 512).await;
+    let longest = Duration::from_millis(1 << tried.min(5));
+    sleep(at_random_shorter(longest)).await;
 }
 
 pub(super) fn column<'r, T>(row: &'r PgRow, name: &str) -> Result<T, StoreError>

@@ -14,18 +14,10 @@ use crate::model::error::{StoreError, StoreErrorKind};
 /// The layer's own time-out by default, in milliseconds.
 const STORE_TIMEOUT: i64 = 2000;
 
-/// Something that puts a promise of the layer at risk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Finding {
-    /// What it is.
-    pub risk: Risk,
-}
-
 /// What puts a promise at risk. Shown, it tells what may be lost and what to set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Risk {
+pub enum Finding {
     /// The server is a standby: it refuses every claim.
     Standby,
     /// Transactions are read only by default: every claim is refused.
@@ -59,7 +51,7 @@ pub enum Risk {
     },
 }
 
-impl Risk {
+impl Finding {
     /// Whether it breaks a promise sooner or later in ordinary operation. The other ones
     /// take a failure, and may be accepted with open eyes.
     pub const fn is_unfit(&self) -> bool {
@@ -70,7 +62,7 @@ impl Risk {
     }
 }
 
-impl fmt::Display for Risk {
+impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Standby => f.write_str(
@@ -129,29 +121,21 @@ impl fmt::Display for Risk {
     }
 }
 
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.risk.fmt(f)
-    }
-}
-
 /// How [`check`](super::PostgresStore::check) fails.
 pub type CheckError = crate::store::CheckError<Finding>;
 
 impl PostgresStore {
     pub(super) async fn audit(&self) -> Result<Vec<Finding>, CheckError> {
-        let mut risks = self.risks().await?;
+        let mut findings = self.findings().await?;
         // What has to be mended is read first.
-        risks.sort_by_key(|risk| !risk.is_unfit());
-        let is_unfit = risks.iter().any(Risk::is_unfit);
-        let findings = risks.into_iter().map(|risk| Finding { risk }).collect();
-        match is_unfit {
+        findings.sort_by_key(|finding| !finding.is_unfit());
+        match findings.iter().any(Finding::is_unfit) {
             true => Err(CheckError::Unfit(findings)),
             false => Ok(findings),
         }
     }
 
-    async fn risks(&self) -> Result<Vec<Risk>, StoreError> {
+    async fn findings(&self) -> Result<Vec<Finding>, StoreError> {
         let mut connection = self.pool.acquire().await.map_err(not_sent)?;
         let server = row(
             &mut connection,
@@ -165,38 +149,41 @@ impl PostgresStore {
         );
         let server = server.await?;
         if column(&server, "is_standby")? {
-            return Ok(vec![Risk::Standby]);
+            return Ok(vec![Finding::Standby]);
         }
-        let mut risks = Vec::new();
+        let mut findings = Vec::new();
         let settings = [
-            ("is_read_only", Risk::ReadOnly),
-            ("commits_late", Risk::LateCommit),
-            ("has_no_sync", Risk::NoSync),
-            ("has_no_full_pages", Risk::NoFullPages),
+            ("is_read_only", Finding::ReadOnly),
+            ("commits_late", Finding::LateCommit),
+            ("has_no_sync", Finding::NoSync),
+            ("has_no_full_pages", Finding::NoFullPages),
         ];
-        for (name, risk) in settings {
+        for (name, finding) in settings {
             if column(&server, name)? {
-                risks.push(risk);
+                findings.push(finding);
             }
         }
         let timeout = column(&server, "statement_timeout")?;
         if !(1..=STORE_TIMEOUT).contains(&timeout) {
-            risks.push(Risk::LongStatements { timeout });
+            findings.push(Finding::LongStatements { timeout });
         }
-        risks.extend(self.risks_of_table(&mut connection).await?);
-        Ok(risks)
+        findings.extend(self.findings_of_table(&mut connection).await?);
+        Ok(findings)
     }
 
-    async fn risks_of_table(&self, connection: &mut PgConnection) -> Result<Vec<Risk>, StoreError> {
+    async fn findings_of_table(
+        &self,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<Finding>, StoreError> {
         let place = &self.shape.place;
         let found = migrate::find(connection, place)
             .await
             .map_err(store_error)?;
         match found {
-            Found::Nothing => return Ok(vec![Risk::NoTable]),
-            Found::Foreign => return Ok(vec![Risk::ForeignTable]),
+            Found::Nothing => return Ok(vec![Finding::NoTable]),
+            Found::Foreign => return Ok(vec![Finding::ForeignTable]),
             Found::Layout(LAYOUT) => {}
-            Found::Layout(found) => return Ok(vec![Risk::OtherLayout { found }]),
+            Found::Layout(found) => return Ok(vec![Finding::OtherLayout { found }]),
         }
         let query = format!(
             "SELECT relpersistence = 'u' AS is_unlogged, \
@@ -208,9 +195,9 @@ impl PostgresStore {
             place.qualified()
         );
         let table = row(connection, &query).await?;
-        let mut risks = Vec::new();
+        let mut findings = Vec::new();
         if column(&table, "is_unlogged")? {
-            risks.push(Risk::Unlogged);
+            findings.push(Finding::Unlogged);
         }
         let rights = [
             ("may_select", "SELECT"),
@@ -220,10 +207,10 @@ impl PostgresStore {
         ];
         for (name, privilege) in rights {
             if !column::<bool>(&table, name)? {
-                risks.push(Risk::Forbidden { privilege });
+                findings.push(Finding::Forbidden { privilege });
             }
         }
-        Ok(risks)
+        Ok(findings)
     }
 }
 

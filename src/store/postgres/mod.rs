@@ -174,7 +174,7 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 
-pub use self::check::{CheckError, Finding, Risk};
+pub use self::check::{CheckError, Finding};
 use self::recent::Recent;
 pub use self::release::after_release;
 use self::statement::{Place, Statements};

@@ -1,5 +1,7 @@
--- What a claim reads first, alone: the server does not have to make an insertion ready.
--- $1 id, $2 fingerprint, $3 owner -> as of a claim; or no row: nothing is there.
+-- What a claim reads first; alone, the server does not have to make an insertion ready.
+-- $1 id, $2 fingerprint, $3 owner -> verdict, attempt, microseconds left of the lease, record; or
+-- no row: nothing is there.
+-- Verdicts: 1 mismatch, 2 completed, 3 in progress, 5 sealed, 6 no state, 9 to be taken, perhaps.
 SELECT CASE WHEN {free} THEN 9
             WHEN t.fingerprint <> $2 THEN 1
             WHEN t.state = 1 THEN 2

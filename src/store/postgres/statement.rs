@@ -26,9 +26,13 @@ impl Place {
     }
 
     fn statement(&self, template: &str) -> Statement {
+        Statement(self.code(template).into())
+    }
+
+    fn code(&self, template: &str) -> String {
         let is_code = |line: &&str| !line.trim_start().starts_with("--");
         let code: Vec<_> = template.lines().filter(is_code).collect();
-        Statement(self.fill(&code.join("\n")).into())
+        self.fill(&code.join("\n"))
     }
 
     /// Whatever stands in braces is a name, or a phrase that several statements share.
@@ -50,6 +54,7 @@ impl Place {
         match phrase {
             "table" => self.qualified(),
             "name" => self.table.clone(),
+            "read" => self.code(include_str!("read.sql")),
             "until" => format!("(clock.now + {value}::bigint * interval '1 millisecond')"),
             "micros" => format!("(extract(epoch FROM {value}) * 1000000)::bigint"),
             // Not changed for less than an hour: the column is indexed, and an update that

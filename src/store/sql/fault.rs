@@ -34,6 +34,14 @@ pub(crate) fn store_error(
     StoreError::new(kind, error)
 }
 
+/// Gives no leave to run unprotected: something is on record under that key.
+pub(crate) fn doubtful(error: StoreError) -> StoreError {
+    match error.kind() {
+        StoreErrorKind::NotApplied => StoreError::new(StoreErrorKind::Ambiguous, error),
+        _ => error,
+    }
+}
+
 /// Whole milliseconds, rounded up: nothing ends earlier than it was asked to.
 pub(crate) fn millis(duration: Duration) -> i64 {
     const LONGEST: i64 = 1000 * 60 * 60 * 24 * 365 * 1000;

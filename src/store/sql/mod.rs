@@ -4,7 +4,7 @@ mod fault;
 mod name;
 mod purge;
 
-pub(super) use self::fault::{millis, store_error};
+pub(super) use self::fault::{doubtful, millis, store_error};
 pub use self::name::InvalidName;
 pub(super) use self::name::Name;
 pub use self::purge::PurgeTask;

@@ -3,7 +3,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::store::{KeyStore, StoreErrorKind};
+use crate::store::{KeyStore, StoreErrorKind, at_random_shorter};
 
 /// Long enough to be worth the trip, short enough that nobody waits behind it.
 const BATCH: usize = 1000;
@@ -20,7 +20,7 @@ impl PurgeTask {
     pub(crate) fn spawn<K: KeyStore>(store: K, interval: Duration) -> Self {
         Self(tokio::spawn(async move {
             loop {
-                sleep(jittered(interval)).await;
+                sleep(at_random_shorter(interval)).await;
                 purge(&store).await;
             }
         }))
@@ -49,12 +49,4 @@ async fn purge(store: &impl KeyStore) {
             }
         }
     }
-}
-
-/// Between a half of it and all, so that the nodes of a service do not come in step.
-fn jittered(interval: Duration) -> Duration {
-    let mut random = [0];
-    // Without randomness they come in step, which is slower and not wrong.
-    let _ = getrandom::fill(&mut random);
-    interval - interval * u32::from(random[0]) / 512
 }

@@ -13,7 +13,7 @@ use super::stored::{Found, Stored};
 use crate::model::claim::{ClaimRequest, Claimed, Lapse};
 use crate::model::error::{StoreError, StoreErrorKind};
 use crate::model::scope::RecordId;
-use crate::store::sql::millis;
+use crate::store::sql::{doubtful, millis};
 
 /// How long a claim waits for a lock that may be a handler's, in milliseconds: many times
 /// what a commit takes.
@@ -196,12 +196,4 @@ async fn acquire(
     let attempt = |row| sqlx::Row::try_get::<i64, usize>(row, 0);
     let attempt = rows.first().map(attempt).transpose()?;
     Ok(attempt.map(|attempt| u64::try_from(attempt).unwrap_or_default()))
-}
-
-/// No leave to run unprotected: an earlier attempt is on record.
-fn doubtful(error: StoreError) -> StoreError {
-    match error.kind() {
-        StoreErrorKind::NotApplied => StoreError::new(StoreErrorKind::Ambiguous, error),
-        _ => error,
-    }
 }
