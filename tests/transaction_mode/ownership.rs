@@ -103,18 +103,36 @@ async fn while_a_transaction_is_open_its_lock_is_the_lease<E: Engine>() {
 }
 
 async fn a_transaction_under_refuse_outlives_its_lease_too<E: Engine>() {
+    let (open, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let (opened, goes) = (open.clone(), go.clone());
     let scene = Scene::<E>::with(
         |layer| layer.lease(LEASE).on_failure(FailurePolicy::Refuse),
-        async |run| {
-            let mut transaction = run.operation.begin(run.engine.store()).await?;
-            E::insert(&mut transaction, &run.key()).await?;
-            sleep(2 * LEASE).await;
-            run.finish(transaction, answer(201, "transferred")).await
+        move |run| {
+            let (opened, goes) = (opened.clone(), goes.clone());
+            async move {
+                let mut transaction = run.operation.begin(run.engine.store()).await?;
+                E::insert(&mut transaction, &run.key()).await?;
+                sleep(2 * LEASE).await;
+                opened.add_permits(1);
+                let _ = goes.acquire().await.unwrap();
+                run.finish(transaction, answer(201, "transferred")).await
+            }
         },
     )
     .await;
-    assert_eq!(scene.send("k").await.status.as_u16(), 201);
+    let service = scene.service.clone();
+    let first =
+        tokio::spawn(
+            async move { crate::support::send(&service, crate::support::post("k", "")).await },
+        );
+    drop(open.acquire().await.unwrap());
+    // It may still commit: nobody can say that its outcome is unknown.
+    let second = scene.send("k").await;
+    assert_eq!(second.code().as_deref(), Some("in-progress"), "{second:?}");
+    go.add_permits(1);
+    assert_eq!(first.await.unwrap().status.as_u16(), 201);
     assert!(scene.send("k").await.is_replay());
+    assert_eq!(scene.runs.get(), 1);
     assert_eq!(scene.engine.ledger().await, ["k"]);
 }
 

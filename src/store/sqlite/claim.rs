@@ -29,14 +29,15 @@ const ROUNDS: usize = 16;
 /// What a write that does not wait comes to.
 enum Attempted {
     Acquired(u64),
-    /// It was not free any more.
-    TooLate,
+    /// It was not free, as seen under the lock.
+    NotFree,
     /// Another connection had the lock all the time.
     Locked,
 }
 
 impl SqliteStore {
     pub(super) async fn claim_key(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
+        let mut was_unlocked = false;
         for _ in 0..ROUNDS {
             let stored = self.find(request).await?;
             let is_on_record = stored.is_some();
@@ -52,18 +53,24 @@ impl SqliteStore {
                         Err(error) => return Err(store_error(error)),
                     }
                 }
-                Found::FreeUnlessLocked { attempt } => match self.acquire_at_once(request).await? {
-                    Attempted::Acquired(attempt) => {
-                        return Ok(Claimed::Acquired(request.hold(attempt)));
+                // It had the lock itself, and that run has still not committed.
+                Found::AbandonedUnlessLocked { attempt } if was_unlocked => {
+                    return Ok(Claimed::Abandoned { attempt });
+                }
+                Found::FreeUnlessLocked { attempt } | Found::AbandonedUnlessLocked { attempt } => {
+                    match self.acquire_at_once(request).await? {
+                        Attempted::Acquired(attempt) => {
+                            return Ok(Claimed::Acquired(request.hold(attempt)));
+                        }
+                        Attempted::NotFree => was_unlocked = true,
+                        Attempted::Locked => {
+                            return Ok(Claimed::InProgress {
+                                attempt,
+                                lease_left: Duration::ZERO,
+                            });
+                        }
                     }
-                    Attempted::TooLate => {}
-                    Attempted::Locked => {
-                        return Ok(Claimed::InProgress {
-                            attempt,
-                            lease_left: Duration::ZERO,
-                        });
-                    }
-                },
+                }
             }
         }
         let busy = "others were faster each time";
@@ -93,8 +100,11 @@ impl SqliteStore {
         }
         let found = self.find(request).await.map_err(doubtful)?;
         let found = found.map(|stored| stored.claimed(request)).transpose()?;
-        if !matches!(found, Some(Found::FreeUnlessLocked { .. })) {
-            return Ok(Attempted::TooLate);
+        if !matches!(
+            found,
+            Some(Found::FreeUnlessLocked { .. } | Found::AbandonedUnlessLocked { .. })
+        ) {
+            return Ok(Attempted::NotFree);
         }
         let connection = self.pool.acquire().await;
         let connection = connection.map_err(|error| doubtful(store_error(error)))?;
@@ -147,7 +157,7 @@ async fn try_while_others_commit(
     let mut version: i64 = pragma(connection, "PRAGMA data_version").await?;
     for _ in 0..ROUNDS {
         match acquire(&mut *connection, claim.clone(), request).await {
-            Ok(attempt) => return Ok(attempt.map_or(Attempted::TooLate, Attempted::Acquired)),
+            Ok(attempt) => return Ok(attempt.map_or(Attempted::NotFree, Attempted::Acquired)),
             Err(error) if is_busy(&error) => {}
             Err(error) => return Err(error),
         }

@@ -105,7 +105,7 @@ async fn a_key_is_free_by_what_was_read_exactly_when_it_is_for_the_statement() {
         let found = read(&store).await.claimed(&request());
         let is_free = match found {
             // An error stands for a completed record, whose answer was not asked for.
-            Ok(Found::Answer(_)) | Err(_) => false,
+            Ok(Found::Answer(_) | Found::AbandonedUnlessLocked { .. }) | Err(_) => false,
             Ok(Found::Free | Found::FreeUnlessLocked { .. }) => true,
         };
         assert_eq!(is_free, row.attempt().is_some(), "{row:?}");

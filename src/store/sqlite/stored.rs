@@ -45,6 +45,12 @@ pub(super) enum Found {
         /// The number of that run.
         attempt: u64,
     },
+    /// The lease ended under a seal, and whoever held it may have a transaction open in which
+    /// it still commits.
+    AbandonedUnlessLocked {
+        /// The number of that run.
+        attempt: u64,
+    },
 }
 
 impl Stored {
@@ -118,9 +124,8 @@ impl Stored {
                 lease_left: whole(self.lease_left),
             }),
             State::Running { seals: false } => Found::FreeUnlessLocked { attempt },
-            State::Sealed | State::Running { seals: true } => {
-                Found::Answer(Claimed::Abandoned { attempt })
-            }
+            State::Running { seals: true } => Found::AbandonedUnlessLocked { attempt },
+            State::Sealed => Found::Answer(Claimed::Abandoned { attempt }),
             State::Failed => Found::Free,
         })
     }
